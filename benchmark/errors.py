@@ -1,0 +1,81 @@
+"""Everything that can go wrong and is not a bug.
+
+    TomoprobeError
+    ├── DataError              the data on disk
+    │   ├── VolumeError        one image: truncated, NaN, 4D, zero spacing, too large, ...
+    │   ├── MaskError          one mask: empty, unknown label, not on its image's grid
+    │   ├── IncompleteDataError  fewer cases than the card promises
+    │   └── PatientError       a patient twice, or on two sides of a split
+    ├── UnknownNameError       no task, encoder, probe, metric or suite of that name
+    ├── TaskFileError          a task file or object that breaks the contract
+    ├── ManifestError          a manifest or its weights that break the contract
+    ├── EncoderError           an encoder that misbehaves: NaN, width, batch, buffers
+    ├── ProbeError             a probe that cannot be fitted on these features
+    └── StorageError           disk full, folder read-only, database locked or too new
+
+Each message says what was wrong, what was expected and what to do. The command line prints the
+message and exits 2; the site shows it. Any other exception is a bug and keeps its traceback.
+"""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class TomoprobeError(Exception):
+    """Root of all errors a user can do something about."""
+
+
+class DataError(TomoprobeError):
+    """The data on disk are not what the task expects."""
+
+
+class VolumeError(DataError):
+    """One image cannot be used."""
+
+
+class MaskError(DataError):
+    """One mask cannot be used."""
+
+
+class IncompleteDataError(DataError):
+    """Fewer cases are on disk than the task's card promises."""
+
+
+class PatientError(DataError):
+    """A patient or case appears twice, or on more than one side of a split."""
+
+
+class UnknownNameError(TomoprobeError):
+    """Nothing is registered under that name."""
+
+    @classmethod
+    def of(cls, what: str, name: str, known: Iterable[str]) -> "UnknownNameError":
+        """Compose the message, with the nearest known name.
+
+        >>> UnknownNameError.of("task", "smoke_lession", ["smoke_lesion"]).args[0]
+        "No task is called 'smoke_lession'. Did you mean 'smoke_lesion'? Known: smoke_lesion."
+        """
+        names = sorted(known)
+        near = get_close_matches(name, names, n=1)
+        hint = f" Did you mean '{near[0]}'?" if near else ""
+        return cls(f"No {what} is called '{name}'.{hint} Known: {', '.join(names)}.")
+
+
+class TaskFileError(TomoprobeError):
+    """A task file or object breaks the contract of a task."""
+
+
+class ManifestError(TomoprobeError):
+    """A manifest, or the weights it names, breaks the contract."""
+
+
+class EncoderError(TomoprobeError):
+    """An encoder misbehaves."""
+
+
+class ProbeError(TomoprobeError):
+    """A probe cannot be fitted on these features."""
+
+
+class StorageError(TomoprobeError):
+    """A folder or database cannot be written or read."""

@@ -1,0 +1,277 @@
+"""One NIfTI file -> raw voxels and affine in canonical RAS+ order, every promise checked.
+
+The header is checked before a voxel is decompressed, so that a header that promises 100 GB costs
+nothing. nibabel parses it; the bytes are read here, because nibabel stops reading at the last
+voxel and therefore never sees the checksum that ends a gzip file.
+
+What is taken from the header, and how:
+    - Three dimensions; more only where they are 1, as in (X, Y, Z, 1). A series is refused.
+    - Affine: sform, else qform, else voxel sizes, as nibabel and MONAI do. The image is turned by
+      flips and transpositions to the axes nearest to RAS+; nothing is interpolated, so an oblique
+      or sheared image keeps its directions in the affine.
+    - ``pixdim`` has to be positive and finite even where the affine comes from elsewhere: a zero
+      there means that some program has written the file wrongly.
+    - Lengths in mm, or unit not stated. Meters and microns are refused, not converted: nothing
+      in the file tells a correct unit from a wrong one, and a wrong one scales every length.
+    - ``scl_slope`` and ``scl_inter`` are applied.
+"""
+
+import gzip
+import math
+import os
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import BufferedIOBase
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+
+from .errors import VolumeError
+from .types import Shape
+
+MAX_VOXELS = 2**30
+"""Default cap per array: 4 GiB of float32, twice a 512 x 512 x 2000 whole-body CT. The environment
+variable TOMOPROBE_MAX_VOXELS replaces it."""
+
+MAX_OFFSET = 2**28
+"""Bytes before the voxels: header extensions. Real ones are kilobytes to a few MB."""
+
+MAX_DEFLATE_RATIO = 1032
+"""Deflate cannot compress better: a match of 258 bytes costs at least two bits (RFC 1951)."""
+
+SINGULAR = 1e-3
+"""Least volume of a voxel relative to the box of its edge lengths: less is a plane, not a grid."""
+
+
+@dataclass(frozen=True)
+class Header:
+    """The checked facts of a NIfTI header."""
+
+    shape: Shape
+    dtype: np.dtype
+    offset: int
+    """Bytes before the first voxel."""
+    scaling: tuple[float, float] | None
+    """Slope and intercept, or None where the voxels are stored as they are."""
+    affine: np.ndarray
+    """(4, 4) float64: index in the file's own order to scanner mm."""
+
+    @property
+    def size(self) -> int:
+        """Bytes up to the end of the last voxel."""
+        return self.offset + math.prod(self.shape) * self.dtype.itemsize
+
+
+def read(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Read a NIfTI-1 or NIfTI-2 file, compressed or not (told apart by content, not by name).
+
+    Returns:
+        Voxels (X, Y, Z), a read-only view with the dtype of the file, or float32 or float64 where
+        the header scales; affine (4, 4) float64. Values are not checked.
+
+    Raises:
+        VolumeError: missing, damaged, not a single-file NIfTI, not 3D, complex or color, too
+            large, or without usable spacing or affine.
+    """
+    with reading(path):
+        with path.open("rb") as file:
+            is_gzip = file.read(2) == b"\x1f\x8b"
+        with _open(path, is_gzip) as file:
+            header = parse(path, file.read(540))
+        most = path.stat().st_size * (MAX_DEFLATE_RATIO if is_gzip else 1)
+        if header.size > most:
+            raise VolumeError(
+                f"{path} is too short: its header promises {header.size:,} bytes and the file can "
+                f"hold at most {most:,}. Copy or download it again."
+            )
+        with _open(path, is_gzip) as file:
+            data = file.read(header.size)
+            while file.read(2**20):  # to the end, where gzip compares checksum and length
+                pass
+    if len(data) < header.size:
+        raise VolumeError(
+            f"{path} is too short: {len(data):,} bytes of the {header.size:,} that its header "
+            "promises. Copy or download it again."
+        )
+    voxels = np.ndarray(header.shape, header.dtype, data, header.offset, order="F")
+    if header.scaling:
+        slope, inter = header.scaling
+        # float32 holds 8 and 16 bit integers exactly; wider ones are scaled in float64
+        with np.errstate(over="ignore", invalid="ignore"):  # becomes infinite, which callers refuse
+            voxels = voxels.astype(np.result_type(header.dtype, np.float32))
+            voxels *= slope
+            voxels += inter
+    return to_canonical(voxels, header.affine)
+
+
+def to_canonical(voxels: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Turn (X, Y, Z) voxels to the axes nearest to RAS+ by flips and transpositions.
+
+    Returns:
+        A view of the voxels and their affine: every voxel keeps its position in mm.
+    """
+    from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
+
+    turn = io_orientation(affine)
+    return apply_orientation(voxels, turn), affine @ inv_ornt_aff(turn, voxels.shape)
+
+
+def parse(path: Path, head: bytes) -> Header:
+    """Check the first 540 bytes of a file.
+
+    Raises:
+        VolumeError: see ``read``.
+    """
+    from nibabel.nifti1 import Nifti1Header
+    from nibabel.nifti2 import Nifti2Header
+    from nibabel.spatialimages import HeaderDataError
+
+    endian = "<" if int.from_bytes(head[:4], "little") in (348, 540) else ">"
+    length = int.from_bytes(head[:4], "little" if endian == "<" else "big")
+    if length == 348 and head[344:348] == b"n+1\0":
+        header = Nifti1Header(head[:348], endianness=endian, check=False)
+    elif length == 540 and head[4:8] == b"n+2\0" and len(head) == 540:
+        header = Nifti2Header(head, endianness=endian, check=False)
+    else:
+        raise VolumeError(
+            f"{path} is not a NIfTI file in one piece (.nii or .nii.gz). Convert the image, for "
+            "example with nibabel or dcm2niix."
+        )
+    shape = _shape(path, [int(n) for n in np.asarray(header["dim"])])
+    try:
+        dtype = np.dtype(header.get_data_dtype())
+    except (HeaderDataError, KeyError):
+        dtype = np.dtype("V")
+    check_dtype(dtype, str(path))
+    _check_lengths(path, np.asarray(header["pixdim"], np.float64), int(header["xyzt_units"]))  # pyright: ignore[reportArgumentType]
+    if abs(float(header["pixdim"][0])) != 1:  # pyright: ignore
+        header["pixdim"][0] = 1  # as the standard reads any other qfac; nibabel refuses it
+    try:
+        affine = np.asarray(header.get_best_affine(), dtype=np.float64)
+        slope, inter = header.get_slope_inter()
+    except (HeaderDataError, ValueError) as error:
+        raise VolumeError(
+            f"{path}: the header contradicts itself: {error}. Write the file anew from its source."
+        ) from error
+    if not _spans_space(affine):
+        raise VolumeError(
+            f"{path}: the affine {np.round(affine[:3], 4).tolist()} does not span space. Three "
+            "finite, independent directions are expected: correct sform or qform."
+        )
+    offset = float(header["vox_offset"])  # pyright: ignore[reportArgumentType]
+    if not length <= offset <= MAX_OFFSET:
+        raise VolumeError(
+            f"{path}: the voxels are said to begin at byte {offset:g}; expected {length} to "
+            f"{MAX_OFFSET:,}. Write the file anew from its source."
+        )
+    scaling = None if slope is None else (float(slope), float(inter or 0.0))
+    return Header(shape, dtype, int(offset), None if scaling == (1.0, 0.0) else scaling, affine)
+
+
+def check_dtype(dtype: np.dtype, what: str) -> None:
+    """Only real numbers of at most 64 bits can become float32.
+
+    Raises:
+        VolumeError: complex, color, extended precision, text, objects or an unknown code.
+    """
+    if dtype.kind not in "buif" or dtype.itemsize > 8:
+        raise VolumeError(
+            f"{what} holds voxels of the type {dtype} (complex, color, extended or unknown). "
+            "Integers or floats of at most 64 bits are expected: keep one real value per voxel."
+        )
+
+
+def max_voxels() -> int:
+    """The cap on the voxels of one array: TOMOPROBE_MAX_VOXELS, or ``MAX_VOXELS``."""
+    text = os.environ.get("TOMOPROBE_MAX_VOXELS", "")
+    if not text:
+        return MAX_VOXELS
+    try:
+        return int(text)
+    except ValueError:
+        raise VolumeError(
+            f"TOMOPROBE_MAX_VOXELS is '{text}'; a whole number of voxels is expected. Unset it "
+            f"for the default of {MAX_VOXELS:,}."
+        ) from None
+
+
+def check_count(voxels: int, what: str) -> None:
+    """Refuse an array before memory is taken for it.
+
+    Raises:
+        VolumeError: more voxels than ``max_voxels()``.
+    """
+    if voxels > max_voxels():
+        raise VolumeError(
+            f"{what} promises {voxels:,} voxels; at most {max_voxels():,} are read. Crop or "
+            "resample it, or set the environment variable TOMOPROBE_MAX_VOXELS if the memory is "
+            "there."
+        )
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turn what the operating system and the decompressors raise into ``VolumeError``."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise VolumeError(f"{path} is missing. Check the data root and the download.") from error
+    except (EOFError, gzip.BadGzipFile, zlib.error, zipfile.BadZipFile) as error:
+        raise VolumeError(
+            f"{path} is damaged: {error}. An intact file is expected: copy or download it again."
+        ) from error
+    except OSError as error:
+        raise VolumeError(
+            f"{path} cannot be read: {error.strerror or error}. A readable file is expected: "
+            "check the path and its permissions."
+        ) from error
+
+
+def _open(path: Path, is_gzip: bool) -> BufferedIOBase:
+    return cast(BufferedIOBase, gzip.open(path) if is_gzip else path.open("rb"))
+
+
+def _shape(path: Path, dim: list[int]) -> Shape:
+    """The three sizes in the header's ``dim``, whose first entry is their number."""
+    rank, sizes = dim[0], dim[1 : max(dim[0], 0) + 1]
+    if not 3 <= rank <= 7 or min(sizes) < 1:
+        raise VolumeError(
+            f"{path} has the dimensions {sizes}: three are expected, each at least 1. Stack "
+            "slices into a volume first."
+        )
+    x, y, z, *more = sizes
+    if any(n != 1 for n in more):
+        raise VolumeError(
+            f"{path} has the dimensions {sizes}: one volume is expected, not a series or a vector "
+            "field. Write the frame that the task is about as a file of its own."
+        )
+    check_count(x * y * z, str(path))
+    return x, y, z
+
+
+def _check_lengths(path: Path, pixdim: np.ndarray, xyzt_units: int) -> None:
+    """Voxel sizes that are lengths, in mm."""
+    size = pixdim[1:4]
+    if not (np.all(np.isfinite(size)) and np.all(size > 0)):
+        raise VolumeError(
+            f"{path}: the voxel size is {tuple(size.tolist())}; three positive lengths in mm are "
+            "expected. Correct 'pixdim' in the header."
+        )
+    code = xyzt_units & 7  # the lower three bits: 0 not stated, 1 meter, 2 mm, 3 micron
+    if code not in (0, 2):
+        raise VolumeError(
+            f"{path}: lengths are in {({1: 'meters', 3: 'microns'}).get(code, 'no known unit')}; "
+            "mm are expected. Correct 'xyzt_units', and the affine where it is not in mm."
+        )
+
+
+def _spans_space(affine: np.ndarray) -> bool:
+    """Finite, no column of length zero, and the columns not in one plane."""
+    lengths = np.linalg.norm(affine[:3, :3], axis=0)
+    if not (np.all(np.isfinite(affine)) and np.all(lengths > 0)):
+        return False
+    return bool(abs(np.linalg.det(affine[:3, :3] / lengths)) > SINGULAR)

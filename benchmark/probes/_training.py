@@ -1,0 +1,102 @@
+"""What probes share: sides, folds inside train, patient resampling, and the choice on val."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..errors import ProbeError
+from ..splits import position
+from ..types import Features
+
+INNER_FOLDS = 5
+"""Folds of the cross-validation inside train where there is no val."""
+
+
+@dataclass(frozen=True)
+class Sides:
+    """The rows of each side, standardised by the mean and SD of train."""
+
+    train: np.ndarray
+    """(n, F) float64."""
+    train_target: np.ndarray
+    train_patient: np.ndarray
+    val: np.ndarray
+    val_target: np.ndarray
+    test: np.ndarray
+
+
+def standardised_sides(features: Features) -> Sides:
+    """Split the rows, scale every feature to mean 0 and SD 1 on train; constant ones become 0.
+
+    Raises:
+        ProbeError: train or test has no rows, or a training target is missing.
+    """
+    rows = {side: features.split == side for side in ("train", "val", "test")}
+    for side in ("train", "test"):
+        if not rows[side].any():
+            raise ProbeError(
+                f"There is no {side} case. A probe needs train and test patients: use a larger "
+                "part of the data set."
+            )
+    x = features.x.astype(np.float64)
+    target = features.target
+    known = target[rows["train"] | rows["val"]]
+    if not np.isfinite(known).all() or (features.kind == "classification" and known.min() < 0):
+        raise ProbeError("A training target is missing. Every train and val case needs one.")
+    mean = x[rows["train"]].mean(0)
+    sd = x[rows["train"]].std(0)
+    # relative to the mean: a constant feature keeps an SD of rounding errors
+    scale = np.where(sd > 1e-7 * np.abs(mean) + 1e-12, sd, np.inf)
+    x = (x - mean) / scale
+    return Sides(
+        x[rows["train"]],
+        target[rows["train"]],
+        features.patient[rows["train"]],
+        x[rows["val"]],
+        target[rows["val"]],
+        x[rows["test"]],
+    )
+
+
+def inner_folds(patient: np.ndarray, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """(train rows, held-out rows) of patient-grouped folds; empty folds are left out."""
+    fold = np.array([int(position("inner", seed, str(p)) * INNER_FOLDS) for p in patient])
+    for held_out in range(INNER_FOLDS):
+        out = fold == held_out
+        if out.any() and not out.all():
+            yield np.flatnonzero(~out), np.flatnonzero(out)
+
+
+def resampled_patients(patient: np.ndarray, seed: int, draws: int) -> np.ndarray:
+    """Multiplicities of the rows when patients are drawn with replacement, (draws, n) int."""
+    patients, index = np.unique(patient, return_inverse=True)
+    rng = np.random.default_rng(np.random.SeedSequence([seed, 20]))
+    counts = rng.multinomial(len(patients), np.full(len(patients), 1 / len(patients)), draws)
+    return counts[:, index]
+
+
+def choose(
+    sides: Sides,
+    seed: int,
+    losses: Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], np.ndarray],
+) -> int:
+    """Index of the candidate with the least loss on val, or over folds inside train.
+
+    Args:
+        sides: standardised rows.
+        seed: of the inner folds.
+        losses: (x, target, held-out x, held-out target) -> (candidates, n held-out) losses, with
+            candidates ordered from the strongest regularisation to the weakest: the first of
+            equal ones is taken.
+    """
+    if len(sides.val):
+        per_case = losses(sides.train, sides.train_target, sides.val, sides.val_target)
+        return int(per_case.mean(1).argmin())
+    total: np.ndarray | None = None
+    for train, out in inner_folds(sides.train_patient, seed):
+        per_case = losses(
+            sides.train[train], sides.train_target[train], sides.train[out], sides.train_target[out]
+        ).sum(1)
+        total = per_case if total is None else total + per_case
+    return 0 if total is None else int(total.argmin())

@@ -1,0 +1,197 @@
+"""Files and arrays -> ``Volume``: canonical RAS+, mm, float32, never cast to integers."""
+
+import hashlib
+import math
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from . import nifti
+from .errors import MaskError, VolumeError
+from .nifti import reading
+from .types import Triple, Unit, Volume
+
+PREPROCESSING_VERSION: int = 1
+"""Part of the feature cache's key: raised when reading, resampling or scaling changes a value."""
+
+GRID_TOLERANCE = 0.1
+"""Voxels by which the corners of a mask may lie away from its image's: headers are rounded."""
+
+ROUNDING = 1e-3
+"""How far a label may be from an integer: labels stored with a scale factor come back inexact."""
+
+
+def read_nifti(path: Path, unit: Unit) -> Volume:
+    """Read one image, NIfTI-1 or NIfTI-2, ``.nii`` or ``.nii.gz``.
+
+    Args:
+        path: the file; (X, Y, Z) or (X, Y, Z, 1), any orientation, any real dtype.
+        unit: what the file's numbers mean: the file cannot say.
+
+    Returns:
+        Voxels (1, X, Y, Z), any memory order; the affine of the turned image.
+
+    Raises:
+        VolumeError: missing, damaged, not a single-file NIfTI, not 3D, complex or color, too
+            large, without usable spacing or affine, or with NaN or infinite voxels, or
+            ``relative`` ones outside [0, 1].
+    """
+    voxels, affine = nifti.read(path)
+    return _volume(voxels[None], affine, unit, str(path))
+
+
+def read_mask(path: Path, labels: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Read one mask in the orientation that ``read_nifti`` gives to its image.
+
+    Args:
+        path: a NIfTI file of integers, or of floats that are integers.
+        labels: what may occur besides the background 0.
+
+    Returns:
+        Mask (X, Y, Z) int32, any memory order, and affine (4, 4).
+
+    Raises:
+        VolumeError: the file cannot be used, as in ``read_nifti``.
+        MaskError: no voxel is labelled, a label is unknown, or a value is not an integer.
+    """
+    values, affine = nifti.read(path)
+    found: list[float] = np.unique(values).tolist()
+    odd = [v for v in found if not math.isfinite(v) or abs(v - round(v)) > ROUNDING]
+    if odd:
+        raise MaskError(
+            f"{path} has values that are not integers, such as {odd[0]}. A mask holds labels, "
+            f"here {sorted(labels)}: threshold a probability map first."
+        )
+    unknown = sorted({round(v) for v in found} - {0, *labels})
+    if unknown:
+        raise MaskError(
+            f"{path} holds the labels {unknown[:10]}; expected 0 for background and "
+            f"{sorted(labels)}. Check that this is the mask of this task."
+        )
+    whole = np.rint(values) if values.dtype.kind == "f" else values
+    mask = np.array(whole, dtype=np.int32, order="K", copy=True)
+    if not mask.any():
+        raise MaskError(
+            f"{path} is empty: no voxel has one of the labels {sorted(labels)}. Remove the case "
+            "or restore its mask."
+        )
+    return mask, affine
+
+
+def check_same_grid(volume: Volume, mask_affine: np.ndarray, mask_shape: Sequence[int]) -> None:
+    """Check that a mask lies on its image's voxels.
+
+    Raises:
+        MaskError: another shape, or a corner farther away than ``GRID_TOLERANCE`` voxels.
+    """
+    shape = volume.voxels.shape[1:]
+    if tuple(mask_shape) != shape:
+        raise MaskError(
+            f"The mask has {tuple(mask_shape)} voxels and its image {shape} (RAS+ order). They "
+            "have to be on one grid: resample the mask to the image, nearest neighbor."
+        )
+    corners = np.array(np.meshgrid(*[(0, n - 1) for n in shape], indexing="ij")).reshape(3, 8)
+    apart = (mask_affine - volume.affine) @ np.vstack([corners, np.ones(8)])
+    worst = float(np.linalg.norm(apart[:3], axis=0).max())
+    if not worst <= GRID_TOLERANCE * min(volume.spacing):
+        raise MaskError(
+            f"The mask has its image's shape but lies up to {worst:.3g} mm away from it. Both "
+            "need the same affine: resample the mask to the image, nearest neighbor."
+        )
+
+
+def from_array(array: np.ndarray, spacing: Triple, unit: Unit) -> Volume:
+    """Make a volume of an array that has no scanner, such as one from an NPZ file.
+
+    Args:
+        array: (X, Y, Z) or (C, X, Y, Z) in RAS+ order, any real dtype; copied.
+        spacing: mm along X, Y, Z.
+        unit: what the numbers mean.
+
+    Returns:
+        A volume whose center is at 0 mm.
+
+    Raises:
+        VolumeError: another number of dimensions, no voxels, complex, NaN or infinite voxels,
+            ``relative`` voxels outside [0, 1], or a spacing that is not positive.
+    """
+    if array.ndim not in (3, 4) or 0 in array.shape:
+        raise VolumeError(
+            f"An array of shape {array.shape} is not a volume: (X, Y, Z) or (C, X, Y, Z) with at "
+            "least one voxel is expected."
+        )
+    nifti.check_dtype(array.dtype, "The array")
+    if not all(math.isfinite(s) and s > 0 for s in spacing):
+        raise VolumeError(f"The spacing {spacing} is not three positive lengths in mm.")
+    voxels = array if array.ndim == 4 else array[None]
+    affine = np.diag([*spacing, 1.0])
+    affine[:3, 3] = [-(n - 1) / 2 * s for n, s in zip(voxels.shape[1:], spacing, strict=True)]
+    return _volume(voxels, affine, unit, "The array")
+
+
+def read_npz(path: Path, keys: Sequence[str] = ()) -> dict[str, np.ndarray]:
+    """Read arrays from an NPZ file, without pickle.
+
+    Args:
+        path: the file.
+        keys: the arrays wanted, which have to be there; all if empty.
+
+    Returns:
+        The arrays by key, with their own dtypes.
+
+    Raises:
+        VolumeError: missing or damaged file, an array missing, of Python objects, or too large.
+    """
+    arrays: dict[str, np.ndarray] = {}
+    with reading(path), zipfile.ZipFile(path) as archive:
+        stored = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
+        missing = [key for key in keys if key not in stored]
+        if missing:
+            raise VolumeError(
+                f"{path} has no array {missing}; it holds {sorted(stored)}. Check that this is "
+                "the file that the task's card names."
+            )
+        for key in keys or stored:
+            # 8 bytes: the widest number. The archive never unpacks more than it states.
+            nifti.check_count(stored[key].file_size // 8, f"{path}, array '{key}',")
+            try:
+                with archive.open(stored[key]) as file:
+                    arrays[key] = np.lib.format.read_array(file, allow_pickle=False)
+            except (ValueError, MemoryError, RuntimeError) as error:
+                raise VolumeError(
+                    f"{path}: the array '{key}' cannot be read: {error}. Plain numeric arrays as "
+                    "numpy.savez writes them are expected: download the file again."
+                ) from error
+    return arrays
+
+
+def file_sha256(path: Path) -> str:
+    """sha256 of a file's bytes, as hex.
+
+    Raises:
+        VolumeError: the file is missing or cannot be read.
+    """
+    with reading(path), path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _volume(voxels: np.ndarray, affine: np.ndarray, unit: Unit, what: str) -> Volume:
+    """A volume with voxels of its own: float32, finite, no negative strides (torch has none)."""
+    with np.errstate(over="ignore"):  # what overflows is refused as infinite below
+        voxels = np.array(voxels, dtype=np.float32, order="K", copy=True)
+    # the extremes carry every NaN and infinity, without a second array
+    low, high = float(voxels.min()), float(voxels.max())
+    if not (math.isfinite(low) and math.isfinite(high)):
+        bad = voxels.size - int(np.count_nonzero(np.isfinite(voxels)))
+        raise VolumeError(
+            f"{what} has {bad:,} of {voxels.size:,} voxels that are NaN, infinite or beyond "
+            "float32. Only finite numbers are accepted: repair the image or leave the case out."
+        )
+    if unit == "relative" and not 0 <= low <= high <= 1:
+        raise VolumeError(
+            f"{what} runs from {low:g} to {high:g}, but 'relative' voxels are in [0, 1]. Divide by "
+            "the publisher's maximum (8-bit images: 255)."
+        )
+    return Volume(voxels, affine, unit)

@@ -1,0 +1,320 @@
+"""The tables and the queries: the only SQL of the site.
+
+Rows are added, never edited. A unit (one model, task and probe on one state of the data) is
+written in one transaction: a killed run loses at most the unit in hand.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import fields
+from datetime import UTC, datetime
+from math import isfinite
+from typing import Any, cast
+
+import sqlalchemy as sa
+from sqlalchemy import Connection, Engine
+from sqlalchemy.exc import IntegrityError
+
+from ..benchmark.errors import StorageError, UnknownNameError
+from ..benchmark.types import Result
+from .opening import connect, migrate, writing
+from .records import Json, StoredModel, StoredRow, StoredTask, Unit
+from .storage_errors import reported
+from .tables import MODELS, PREDICTIONS, RESULTS, TASKS
+
+__all__ = [
+    "add",
+    "connect",
+    "is_done",
+    "migrate",
+    "model",
+    "models",
+    "predictions",
+    "rows",
+    "state",
+    "task",
+    "tasks",
+    "units",
+]
+
+# --- writing -----------------------------------------------------------------------------------
+
+_MEANING = ("kind", "metric", "classes", "unit")
+"""Fields of a task's card without which two scores are not of one kind."""
+
+
+def add(
+    engine: Engine,
+    *,
+    model_sha: str,
+    model_card: Json,
+    manifest: Json,
+    task_card: Json,
+    results: Sequence[Result],
+    parquet: bytes,
+    flags: Mapping[str, Sequence[str]],
+    uncalibrated: Sequence[str] = (),
+    added: datetime | None = None,
+) -> bool:
+    """Store one unit in one transaction; a unit that is there is left as it is.
+
+    Args:
+        engine: of a migrated database.
+        model_sha: of the model that made all ``results``.
+        model_card: kept when the model is new.
+        manifest: kept when the model is new.
+        task_card: of the task version of all ``results``; kept when that version is new.
+        results: every number of the unit: one per metric, shots and seed.
+        parquet: per-case predictions from which the numbers can be recomputed.
+        flags: warnings by name of the metric.
+        uncalibrated: metrics whose interval lies outside the calibrated range.
+        added: now, unless given.
+
+    Returns:
+        Whether anything was added.
+
+    Raises:
+        StorageError: the database cannot be written, or holds another card of that task version.
+        ValueError: the results are not of one unit, or hold a number that is not finite.
+    """
+    unit = _unit_of(results)
+    if (model_sha, task_card["name"], task_card["version"]) != unit[:3]:
+        raise ValueError(f"Cards of {model_sha}, {task_card['name']} with results of {unit}.")
+    stamp = (added or datetime.now(UTC)).astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+    def write(connection: Connection) -> bool:
+        if _has(connection, unit):
+            return False
+        _add_model(connection, model_sha, model_card, manifest, stamp)
+        _add_task(connection, task_card, stamp)
+        connection.execute(
+            sa.insert(PREDICTIONS).values(**unit._asdict(), parquet=parquet, added=stamp)
+        )
+        connection.execute(
+            sa.insert(RESULTS),
+            [
+                {
+                    **result.as_dict(),
+                    "seed": None if result.seed is None else str(result.seed),
+                    "calibrated": result.metric not in uncalibrated,
+                    "flags": list(flags.get(result.metric, ())),
+                    "added": stamp,
+                }
+                for result in results
+            ],
+        )
+        return True
+
+    return _committed(engine, write)
+
+
+def _committed(engine: Engine, write: Callable[[Connection], bool]) -> bool:
+    """Run ``write`` in a transaction, once more where another process added the same meanwhile."""
+    with reported(engine):
+        try:
+            with writing(engine) as connection:
+                return write(connection)
+        except IntegrityError:
+            with writing(engine) as connection:
+                return write(connection)
+
+
+def _unit_of(results: Sequence[Result]) -> Unit:
+    units = {Unit(*(getattr(r, name) for name in Unit._fields)) for r in results}
+    if len(units) != 1:
+        raise ValueError(f"Results of exactly one unit are added at a time, not of {len(units)}.")
+    for result in results:
+        for name in ("score", "low", "high", "spread", "seconds"):
+            value = getattr(result, name)
+            if value is not None and not isfinite(value):
+                raise ValueError(f"{name} of {result.metric} is {value}; undefined is None.")
+    return units.pop()
+
+
+def _add_model(connection: Connection, sha: str, card: Json, manifest: Json, stamp: str) -> None:
+    if connection.scalar(sa.select(sa.exists().where(MODELS.c.model_sha == sha))):
+        return
+    connection.execute(
+        sa.insert(MODELS).values(
+            model_sha=sha, name=card["name"], card=card, manifest=manifest, added=stamp
+        )
+    )
+
+
+def _add_task(connection: Connection, card: Json, stamp: str) -> None:
+    name, version = card["name"], card["version"]
+    stored = connection.scalar(
+        sa.select(TASKS.c.card).where(TASKS.c.name == name, TASKS.c.version == version)
+    )
+    if stored is None:
+        connection.execute(
+            sa.insert(TASKS).values(name=name, version=version, card=card, added=stamp)
+        )
+        return
+    changed = [f for f in _MEANING if _as_stored(stored.get(f)) != _as_stored(card.get(f))]
+    if changed:
+        raise StorageError(
+            f"Version {version} of task '{name}' is stored with another {', '.join(changed)}, so "
+            "the scores cannot stand side by side. Raise the version in the task's card."
+        )
+
+
+def _as_stored(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+# --- reading -----------------------------------------------------------------------------------
+
+
+def _is(unit: Unit) -> sa.ColumnElement[bool]:
+    return sa.and_(*(PREDICTIONS.c[k] == v for k, v in unit._asdict().items()))
+
+
+def _has(connection: Connection, unit: Unit) -> bool:
+    return bool(connection.scalar(sa.select(sa.exists().where(_is(unit)))))
+
+
+def is_done(
+    engine: Engine,
+    *,
+    model_sha: str,
+    task: str,
+    task_version: int,
+    probe: str,
+    probe_version: int,
+    dataset_sha: str,
+    split_sha: str,
+) -> bool:
+    """Whether this unit is stored."""
+    unit = Unit(model_sha, task, task_version, probe, probe_version, dataset_sha, split_sha)
+    with reported(engine), engine.connect() as connection:
+        return _has(connection, unit)
+
+
+def units(engine: Engine) -> list[Unit]:
+    """Every unit that is stored, without its predictions."""
+    columns = [PREDICTIONS.c[name] for name in Unit._fields]
+    with reported(engine), engine.connect() as connection:
+        return [Unit(*row) for row in connection.execute(sa.select(*columns).order_by(*columns))]
+
+
+_RESULT_FIELDS = tuple(field.name for field in fields(Result))
+
+
+def rows(
+    engine: Engine,
+    tasks: Sequence[str] | None = None,
+    probe: str | None = None,
+    models: Sequence[str] | None = None,
+    metric: str | Sequence[str] | None = None,
+    after: int = 0,
+    limit: int | None = None,
+) -> list[StoredRow]:
+    """The published numbers, oldest first; every filter that is None lets everything through.
+
+    Args:
+        engine: of a migrated database.
+        tasks: names of tasks, all versions.
+        probe: name of a probe, all versions.
+        models: ``model_sha`` of models.
+        metric: one or several names of metrics.
+        after: only rows with a larger ``id``.
+        limit: at most so many rows.
+    """
+    query = sa.select(RESULTS).where(RESULTS.c.id > after).order_by(RESULTS.c.id).limit(limit)
+    if tasks is not None:
+        query = query.where(RESULTS.c.task.in_(tasks))
+    if probe is not None:
+        query = query.where(RESULTS.c.probe == probe)
+    if models is not None:
+        query = query.where(RESULTS.c.model_sha.in_(models))
+    if metric is not None:
+        query = query.where(RESULTS.c.metric.in_([metric] if isinstance(metric, str) else metric))
+    with reported(engine), engine.connect() as connection:
+        return [_row(found) for found in connection.execute(query).mappings()]
+
+
+def _row(found: sa.RowMapping) -> StoredRow:
+    values = {name: found[name] for name in _RESULT_FIELDS}
+    seed = found["seed"]
+    values["seed"] = int(seed) if seed not in (None, "all") else seed
+    return StoredRow(
+        found["id"],
+        Result(**cast("Any", values)),
+        found["calibrated"],
+        tuple(found["flags"]),
+        found["added"],
+    )
+
+
+def models(engine: Engine) -> list[StoredModel]:
+    """Every model, by name."""
+    query = sa.select(MODELS).order_by(MODELS.c.name, MODELS.c.model_sha)
+    with reported(engine), engine.connect() as connection:
+        return [StoredModel(**found) for found in connection.execute(query).mappings()]
+
+
+def model(engine: Engine, sha: str) -> StoredModel:
+    """The model of that identity.
+
+    Raises:
+        UnknownNameError: there is none.
+    """
+    query = sa.select(MODELS).where(MODELS.c.model_sha == sha)
+    with reported(engine), engine.connect() as connection:
+        found = connection.execute(query).mappings().first()
+    if found is None:
+        raise UnknownNameError(
+            f"No model has the identity '{sha}'. Give the whole model_sha of a stored model."
+        )
+    return StoredModel(**found)
+
+
+def tasks(engine: Engine) -> list[StoredTask]:
+    """Every version of every task, by name and version."""
+    query = sa.select(TASKS).order_by(TASKS.c.name, TASKS.c.version)
+    with reported(engine), engine.connect() as connection:
+        return [StoredTask(**found) for found in connection.execute(query).mappings()]
+
+
+def task(engine: Engine, name: str, version: int | None = None) -> StoredTask:
+    """One version of a task; the newest, where none is named.
+
+    Raises:
+        UnknownNameError: there is no such task or version.
+    """
+    stored = tasks(engine)
+    versions = {t.version: t for t in stored if t.name == name}
+    if not versions:
+        raise UnknownNameError.of("task", name, {t.name for t in stored})
+    if version is None:
+        version = max(versions)
+    if version not in versions:
+        known = ", ".join(map(str, sorted(versions)))
+        raise UnknownNameError(f"Task '{name}' has no version {version}. Known: {known}.")
+    return versions[version]
+
+
+def predictions(
+    engine: Engine, tasks: Sequence[str] | None = None, models: Sequence[str] | None = None
+) -> Iterator[tuple[Unit, bytes]]:
+    """Per-case predictions as Parquet, unit by unit; each is read only when it is asked for."""
+    for unit in units(engine):
+        if tasks is not None and unit.task not in tasks:
+            continue
+        if models is not None and unit.model_sha not in models:
+            continue
+        with reported(engine), engine.connect() as connection:
+            parquet = connection.scalar(sa.select(PREDICTIONS.c.parquet).where(_is(unit)))
+        yield unit, cast("bytes", parquet)
+
+
+def state(engine: Engine) -> tuple[int, int]:
+    """Two numbers of which at least one changes with every addition; costs two index look-ups."""
+    query = sa.select(
+        sa.select(sa.func.coalesce(sa.func.max(RESULTS.c.id), 0)).scalar_subquery(),
+        # a transaction may commit after one with larger ids; the count sees it
+        sa.select(sa.func.count(PREDICTIONS.c.model_sha)).scalar_subquery(),
+    )
+    with reported(engine), engine.connect() as connection:
+        last, count = connection.execute(query).one()
+    return last, count

@@ -1,0 +1,139 @@
+"""How a score and its interval are printed: the only place, for the pages and the terminal."""
+
+from collections.abc import Callable
+from math import ceil, floor, isfinite, log10
+
+UNIT_FREE = frozenset(
+    {
+        "auroc",
+        "average_precision",
+        "balanced_accuracy",
+        "brier",
+        "ece",
+        "pearson",
+        "r2",
+    }
+)
+"""Metrics on a scale of about 0 to 1, printed with three decimals: intervals on 100 to 1,000
+patients are a few hundredths wide, so a fourth decimal would be noise. All others carry the unit
+of the target."""
+
+TITLES = {
+    "auroc": "AUROC",
+    "average_precision": "Average precision",
+    "balanced_accuracy": "Balanced accuracy",
+    "brier": "Brier score",
+    "ece": "Calibration error (ECE)",
+    "mae": "MAE",
+    "pearson": "Pearson r",
+    "r2": "R²",
+}
+"""Names of the metrics as papers print them."""
+
+NOTHING = "–"
+
+_DECIMALS = 3
+_MOST_DECIMALS = 6
+
+
+def metric_title(metric: str) -> str:
+    """The name of a metric as papers print it."""
+    return TITLES.get(metric, metric.replace("_", " "))
+
+
+def score_text(metric: str, score: float | None, low: float | None, high: float | None) -> str:
+    """The score alone.
+
+    >>> score_text("auroc", 0.8316, 0.79, 0.871)
+    '0.832'
+    >>> score_text("mae", 1234.56, 1187.0, 1290.4)
+    '1,235'
+    """
+    if score is None or not isfinite(score):
+        return NOTHING
+    if metric not in UNIT_FREE:
+        return _fixed(score, _decimals_for(score, low, high))
+    decimals = _DECIMALS
+    # 0.9997 is not a perfect score and does not print as one
+    while decimals < _MOST_DECIMALS and abs(round(score, decimals)) == 1 != abs(score):
+        decimals += 1
+    return _fixed(score, decimals)
+
+
+def interval_text(metric: str, score: float | None, low: float | None, high: float | None) -> str:
+    """The 95 % interval, rounded outwards; empty where there is none.
+
+    Outwards, because an interval that is printed narrower than it is claims too much; with enough
+    decimals that the ends differ, because [1.00, 1.00] would claim certainty.
+
+    >>> interval_text("auroc", 1.0, 0.99961, 1.0)
+    '[0.999, 1.000]'
+    >>> interval_text("mae", 1234.56, 1187.04, 1290.4)
+    '[1,187, 1,291]'
+    """
+    if low is None or high is None or not (isfinite(low) and isfinite(high)) or low >= high:
+        return ""
+    if metric in UNIT_FREE:
+        least = _DECIMALS
+    else:
+        least = _decimals_for(high if score is None else score, low, high)
+    for decimals in range(least, max(least, _MOST_DECIMALS) + 1):
+        ends = (
+            _fixed(_outwards(low, decimals, floor), decimals),
+            _fixed(_outwards(high, decimals, ceil), decimals),
+        )
+        if ends[0] != ends[1]:
+            return f"[{ends[0]}, {ends[1]}]"
+    return ""
+
+
+def with_interval(
+    metric: str, score: float | None, low: float | None, high: float | None, unit: str = ""
+) -> str:
+    """Score, unit and interval on one line.
+
+    >>> with_interval("mae", 8.312, 7.21, 9.64, "years")
+    '8.3 years [7.2, 9.7]'
+    """
+    value = score_text(metric, score, low, high)
+    if value != NOTHING and unit and metric not in UNIT_FREE:
+        value = f"{value} {unit}"
+    return f"{value} {interval_text(metric, score, low, high)}".rstrip()
+
+
+def plain(value: float, digits: int = 3) -> str:
+    """A number without an interval: so many significant digits, never an exponent.
+
+    >>> plain(1234567.0), plain(0.012345), plain(2.0)
+    ('1,234,567', '0.0123', '2.00')
+    """
+    if not isfinite(value):
+        return NOTHING
+    size = floor(log10(abs(value))) if value else 0
+    return _fixed(value, min(max(0, digits - 1 - size), 9))
+
+
+def _decimals_for(score: float, low: float | None, high: float | None) -> int:
+    """As many as leave two significant digits of the interval's half width.
+
+    The usual rule for a measurement with an uncertainty (GUM, JCGM 100:2008, 7.2.6); three
+    significant digits of the score where there is no interval.
+    """
+    half = (high - low) / 2 if low is not None and high is not None else 0.0
+    if half > 0 and isfinite(half):
+        return min(max(0, 1 - floor(log10(half))), 9)
+    size = floor(log10(abs(score))) if score else 0
+    return min(max(0, 2 - size), 9)
+
+
+def _outwards(value: float, decimals: int, direction: Callable[[float], int]) -> float:
+    scale = 10**decimals
+    # 0.83 * 1000 is 830.0000000000001 in binary: not a reason to print 0.831
+    return direction(round(value * scale, 6)) / scale
+
+
+def _fixed(value: float, decimals: int) -> str:
+    text = f"{value:,.{decimals}f}"
+    if float(text.replace(",", "")) == 0:
+        text = text.removeprefix("-")
+    return text.replace("-", "−")

@@ -1,0 +1,1 @@
+"""Models come in: manifests, loading, the runner and the ``tomoprobe`` command."""

@@ -1,0 +1,239 @@
+"""The ``tomoprobe`` command. Heavy imports wait until a command needs them."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+
+from ..benchmark.errors import TomoprobeError
+
+app = typer.Typer(
+    name="tomoprobe",
+    help="Frozen-encoder benchmark and leaderboard for 3D radiology backbones.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+DataRoot = Annotated[
+    Path | None,
+    typer.Option(
+        "--data-root",
+        envvar="TOMOPROBE_DATA",
+        help="Folder that holds the data sets. May be read-only.",
+    ),
+]
+Database = Annotated[
+    str | None,
+    typer.Option(
+        "--db",
+        envvar="TOMOPROBE_DB",
+        help="Database URL, or path of a SQLite file. Default: a file in TOMOPROBE_HOME.",
+    ),
+]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+Port = Annotated[int, typer.Option(help="Port of the board.")]
+Host = Annotated[str, typer.Option(help="Address the board listens on.")]
+
+
+@app.command()
+def quickstart(
+    db: Database = None,
+    serve: Annotated[bool, typer.Option(help="Serve the board afterwards.")] = True,
+    host: Host = "127.0.0.1",
+    port: Port = 8000,
+    device: Device = "auto",
+) -> None:
+    """Evaluate the baselines on the built-in smoke suite and open the leaderboard.
+
+    Needs no data and no network: a cohort is derived from the one template head that nilearn
+    ships. A check of the machinery, never evidence.
+    """
+    from . import console, session
+
+    work = session.open_session(db, None, device)
+    loaders, chosen, protocols = session.baselines(), session.suite("smoke"), session.probes(None)
+    with console.progress(len(loaders), chosen, protocols) as reporter:
+        ran = session.evaluate(
+            work,
+            encoders=loaders,
+            tasks=chosen,
+            probes=protocols,
+            subset=False,
+            reporter=reporter,
+        )
+    console.print_scores(work, ran)
+    if serve and sys.stdout.isatty():
+        session.serve(work.url, host, port)
+    else:
+        console.print_serve_hint(work.url)
+    _exit_with(ran.outcome.failures)
+
+
+@app.command()
+def evaluate(
+    encoder: Annotated[
+        list[str],
+        typer.Option(
+            "--encoder",
+            "-e",
+            help="Baseline, manifest (.toml), architecture, or package.module:factory. Repeatable.",
+        ),
+    ],
+    task: Annotated[
+        list[str] | None,
+        typer.Option("--task", "-t", help="Name, or a private ./my_task.py. Repeatable."),
+    ] = None,
+    suite: Annotated[
+        str | None, typer.Option("--suite", "-s", help="A named set of tasks.")
+    ] = None,
+    probe: Annotated[
+        list[str] | None,
+        typer.Option("--probe", "-p", help="Default: all that serve the task. Repeatable."),
+    ] = None,
+    data_root: DataRoot = None,
+    db: Database = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write the rows as JSON Lines.")
+    ] = None,
+    predictions: Annotated[
+        Path | None, typer.Option(help="Folder for the per-case predictions, as Parquet.")
+    ] = None,
+    arguments: Annotated[
+        str | None, typer.Option(help="Arguments of an architecture, as a JSON object.")
+    ] = None,
+    weights: Annotated[
+        Path | None, typer.Option(help="safetensors file for an architecture.")
+    ] = None,
+    subset: Annotated[
+        bool, typer.Option("--subset", help="Accept an incomplete copy; its rows are marked.")
+    ] = False,
+    device: Device = "auto",
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Print volumes, forwards, memory and time; store nothing."),
+    ] = False,
+) -> None:
+    """Evaluate encoders on tasks and store the scores.
+
+    What is stored already for the same weights, images and sides is not computed again.
+    """
+    from . import console, dry_runs, session, tables
+
+    work = session.open_session(db, data_root, device)
+    chosen, protocols = session.tasks(task or [], suite), session.probes(probe)
+    loaders = session.encoders(encoder, arguments, weights)
+    if dry_run:
+        tables.print_plan(dry_runs.plan(work, loaders, chosen, subset))
+        return
+    with console.progress(len(loaders), chosen, protocols) as reporter:
+        ran = session.evaluate(
+            work,
+            encoders=loaders,
+            tasks=chosen,
+            probes=protocols,
+            subset=subset,
+            reporter=reporter,
+            json_file=json_file,
+        )
+    console.print_scores(work, ran)
+    if predictions:
+        session.export_predictions(work, ran, predictions)
+    _exit_with(ran.outcome.failures)
+
+
+@app.command()
+def recompute(db: Database = None) -> None:
+    """Rebuild every stored score from its per-case predictions and compare to the last digit."""
+    from . import session, tables
+
+    work = session.open_session(db, None, "cpu")
+    differing = tables.print_recomputed(session.recompute(work))
+    if differing:
+        raise typer.Exit(1)
+
+
+@app.command()
+def tasks(
+    kind: Annotated[str | None, typer.Option(help="classification, regression, ...")] = None,
+    modality: Annotated[str | None, typer.Option(help="CT or MR.")] = None,
+    anatomy: Annotated[str | None, typer.Option(help="Part of the anatomy's name.")] = None,
+    suite: Annotated[str | None, typer.Option(help="Only the tasks of a suite.")] = None,
+    as_json: Json = False,
+) -> None:
+    """List the tasks."""
+    from . import listing, tables
+
+    tables.print_tasks(listing.tasks(kind, modality, anatomy, suite), as_json)
+
+
+@app.command()
+def encoders(
+    accepts: Annotated[
+        str | None, typer.Option(help="Only those that accept HU, scanner or relative.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """List the baselines and the architectures that a manifest may name."""
+    from . import listing, tables
+
+    tables.print_encoders(listing.encoders(accepts), listing.architectures(), as_json)
+
+
+@app.command()
+def probes(
+    kind: Annotated[str | None, typer.Option(help="Only those that serve this kind.")] = None,
+    as_json: Json = False,
+) -> None:
+    """List the probes."""
+    from . import listing, tables
+
+    tables.print_probes(listing.probes(kind), as_json)
+
+
+@app.command()
+def cache(
+    clean: Annotated[bool, typer.Option("--clean", help="Delete cached features.")] = False,
+    model: Annotated[str | None, typer.Option(help="Only of this model.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Show or clean the cached features."""
+    from ..benchmark.cache import FeatureCache
+    from ..benchmark.paths import cache_home
+    from . import tables
+
+    store = FeatureCache(cache_home() / "features")
+    if clean:
+        tables.print_freed(store.clean(model))
+    else:
+        entries = [e for e in store.entries() if model is None or e.model == model]
+        tables.print_cache(store.folder, entries, as_json)
+
+
+@app.command()
+def serve(db: Database = None, host: Host = "127.0.0.1", port: Port = 8000) -> None:
+    """Serve the leaderboard."""
+    from . import session
+
+    session.serve(session.database_url(db), host, port)
+
+
+def _exit_with(failures: tuple) -> None:
+    """2 if a unit failed; the reasons are printed already."""
+    if failures:
+        raise typer.Exit(2)
+
+
+def main() -> NoReturn:
+    """Run the command; a ``TomoprobeError`` is a message and exit 2, anything else a traceback."""
+    try:
+        app(standalone_mode=True)
+    except TomoprobeError as error:
+        sys.stderr.write(f"{error}\n")
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.stderr.write("Stopped. What was finished is stored; run the same command to go on.\n")
+        sys.exit(130)
+    sys.exit(0)

@@ -1,0 +1,79 @@
+"""What a run will cost, from a few cases of each task. Nothing is stored."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ..benchmark.features import extract
+from ..benchmark.grids import to_tiles
+from ..benchmark.types import Task
+from .runner import open_task
+from .session import LoadEncoder, Session
+
+SAMPLED = 3
+"""Cases that are embedded to know the cost of one."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The cost of one encoder on one task."""
+
+    encoder: str
+    task: str
+    volumes: int
+    forwards: int
+    """Grids to embed; 0 where the features are cached."""
+    memory_mb: float
+    """Peak of the process (CPU) or of the device's allocations while the sample was embedded."""
+    seconds: float
+    """Of the extraction, extrapolated from the sample; 0 where the features are cached."""
+    sampled: int
+
+
+def plan(
+    work: Session, encoders: Sequence[LoadEncoder], tasks: Sequence[Task], subset: bool
+) -> list[Plan]:
+    """Embed a few cases of each task and extrapolate.
+
+    Raises:
+        DataError: a task's data cannot be used.
+        EncoderError: the encoder misbehaves; better now than after hours.
+    """
+    plans = []
+    opened = [open_task(task, work.data_root, subset) for task in tasks]
+    for load in encoders:
+        encoder = load(work.device)
+        for task in opened:
+            card = task.task.card
+            box = card.field_of_view_mm
+            sample = list(task.cases[:SAMPLED])
+            tiles = sum(len(to_tiles(case.load(), encoder.card, box)) for case in sample)
+            started = time.perf_counter()
+            extract(encoder, sample, box, work.device)
+            scale = len(task.cases) / len(sample)
+            data_set = card.data_set or card.name
+            cached = work.cache.has(encoder, data_set, task.identity, box, work.device)
+            plans.append(
+                Plan(
+                    encoder.card.name,
+                    card.name,
+                    len(task.cases),
+                    0 if cached else round(tiles * scale),
+                    _peak_memory_mb(work.device),
+                    0.0 if cached else (time.perf_counter() - started) * scale,
+                    len(sample),
+                )
+            )
+    return plans
+
+
+def _peak_memory_mb(device: str) -> float:
+    if device.startswith("cuda"):
+        import torch
+
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # Linux counts in KiB

@@ -1,0 +1,405 @@
+"""What a submission says about itself: TOML at the edge, a frozen `Manifest` inside.
+
+A manifest names a network (a registered architecture with arguments), where its weights come from
+(a safetensors file, or a seed for random initialisation) and the facts of its card. Reading one
+imports neither torch nor any architecture: what only the network can tell is checked by `load`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tomllib
+from collections.abc import Mapping
+from difflib import get_close_matches
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any, Literal, cast
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    ValidationError,
+    model_validator,
+)
+
+from ..benchmark.errors import ManifestError
+from ..benchmark.types import EncoderCard, Grid, Intensity, MinMax, Unit, Window, ZScore
+from . import architectures
+
+MAX_BYTES = 1 << 20
+"""A manifest is a page of text: anything larger is not one. 1 MiB."""
+
+_SHOWN = 5
+"""How many faults an error message lists before it counts the rest."""
+
+
+def _axis_codes(value: str) -> str:
+    """Three letters, one of each pair R/L, A/P and S/I."""
+    pairs = {"R": 0, "L": 0, "A": 1, "P": 1, "S": 2, "I": 2}
+    if sorted(pairs.get(letter, -1) for letter in value) != [0, 1, 2]:
+        raise ValueError("three letters are expected, one of R/L, one of A/P, one of S/I: 'RAS'")
+    return value
+
+
+def _plain_file(value: str) -> str:
+    """A path below the manifest's folder, so that a manifest cannot point into the machine."""
+    path = PurePosixPath(value)
+    if path.is_absolute() or ".." in path.parts or "\\" in value or path.suffix != ".safetensors":
+        raise ValueError("a .safetensors file beside the manifest is expected, without '..'")
+    return value
+
+
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.-]{0,63}$")]
+Text = Annotated[str, Field(max_length=2000)]
+Line = Annotated[str, Field(min_length=1, max_length=200)]
+Count = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0)]
+Percentile = Annotated[float, Field(ge=0, le=100)]
+
+
+class _Table(BaseModel):
+    """A table of the file: every key is known, every type is meant, nothing changes later."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, str_strip_whitespace=True
+    )
+
+
+class GridTable(_Table):
+    """The array the model wants; see `Grid`."""
+
+    shape: tuple[Count, Count, Count]
+    spacing: tuple[Positive, Positive, Positive] | None = None
+    axes: Annotated[str, AfterValidator(_axis_codes)] = "RAS"
+
+
+class WindowTable(_Table):
+    """See `Window`."""
+
+    type: Literal["Window"]
+    low: float
+    high: float
+    out_low: float = 0.0
+    out_high: float = 1.0
+
+    @model_validator(mode="after")
+    def _ordered(self) -> WindowTable:
+        if self.low >= self.high or self.out_low >= self.out_high:
+            raise ValueError("low < high and out_low < out_high are expected")
+        return self
+
+
+class ZScoreTable(_Table):
+    """See `ZScore`."""
+
+    type: Literal["ZScore"]
+    low_percentile: Percentile = ZScore.low_percentile
+    high_percentile: Percentile = ZScore.high_percentile
+
+    @model_validator(mode="after")
+    def _ordered(self) -> ZScoreTable:
+        if self.low_percentile >= self.high_percentile:
+            raise ValueError("low_percentile < high_percentile is expected")
+        return self
+
+
+class MinMaxTable(_Table):
+    """See `MinMax`."""
+
+    type: Literal["MinMax"]
+    low_percentile: Percentile = MinMax.low_percentile
+    high_percentile: Percentile = MinMax.high_percentile
+    out_low: float = 0.0
+    out_high: float = 1.0
+
+    @model_validator(mode="after")
+    def _ordered(self) -> MinMaxTable:
+        if self.low_percentile >= self.high_percentile or self.out_low >= self.out_high:
+            raise ValueError("low_percentile < high_percentile and out_low < out_high are expected")
+        return self
+
+
+IntensityTable = Annotated[
+    WindowTable | ZScoreTable | MinMaxTable, Field(discriminator="type")
+]
+_INTENSITY: dict[str, type[Intensity]] = {"Window": Window, "ZScore": ZScore, "MinMax": MinMax}
+
+
+class WeightsTable(_Table):
+    """Where trained weights are."""
+
+    file: Annotated[str, AfterValidator(_plain_file)]
+    """Relative to the manifest."""
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
+    """Of the file. None: not checked."""
+
+
+class ArchitectureTable(_Table):
+    """Which network."""
+
+    name: str
+    arguments: dict[str, JsonValue] = {}
+    """Of the architecture's ``build``; what is left out takes the default stated there."""
+
+
+class Manifest(_Table):
+    """A submission's declaration. Field names are the keys of the TOML file."""
+
+    name: Name
+    title: Line
+    authors: Line
+    license: Line
+    """SPDX identifier of the weights."""
+    version: Count = 1
+    readout: Line
+    """Which layers become the embedding: one of the architecture's readouts."""
+    seed: Annotated[int, Field(ge=0, lt=1 << 63)] | None = None
+    """Of a random initialisation. Never together with weights."""
+    width: Count | None = None
+    """Length of the embedding, if declared: then it is checked against the network's."""
+    channels: Count = 1
+    tiling: Literal["crop", "tiles"] = "crop"
+    overlap: Annotated[float, Field(ge=0, lt=1)] = 0.25
+    pool: Literal["mean", "max"] = "mean"
+    pretraining: tuple[Line, ...]
+    """Names of the data sets that the weights have seen; an empty list for none."""
+    source: Text = ""
+    citation: Text = ""
+    note: Text = ""
+    architecture: ArchitectureTable
+    weights: WeightsTable | None = None
+    grid: GridTable
+    intensity: Annotated[dict[Unit, IntensityTable], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> Manifest:
+        if self.weights is not None and self.seed is not None:
+            raise ValueError(
+                "weights and seed exclude each other: a model is trained or randomly initialised"
+            )
+        return self
+
+    def card(
+        self, width: int, strides: tuple[int, ...] = (), parameters: int = 0
+    ) -> EncoderCard:
+        """The encoder's card, with the facts that only its network knows.
+
+        Args:
+            width: length of the embedding.
+            strides: voxels of the grid per voxel of each map.
+            parameters: how many the network has.
+        """
+        intensity = {
+            unit: _INTENSITY[table.type](**table.model_dump(exclude={"type"}))
+            for unit, table in self.intensity.items()
+        }
+        return EncoderCard(
+            name=self.name,
+            title=self.title,
+            grid=Grid(self.grid.shape, self.grid.spacing, self.grid.axes),
+            intensity=intensity,
+            width=width,
+            channels=self.channels,
+            strides=strides,
+            tiling=self.tiling,
+            overlap=self.overlap,
+            pool=self.pool,
+            readout=self.readout,
+            parameters=parameters,
+            license=self.license,
+            pretraining=self.pretraining,
+            authors=self.authors,
+            source=self.source,
+            citation=self.citation,
+            note=self.note,
+        )
+
+
+# --- reading and writing ----------------------------------------------------------------------
+
+
+def read(path: Path) -> Manifest:
+    """Read and check a manifest.
+
+    Raises:
+        ManifestError: missing or too large a file, not TOML, an unknown or missing key, a value of
+            the wrong type or range, or an unknown architecture.
+    """
+    try:
+        with path.open("rb") as file:
+            raw = file.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise ManifestError(
+            f"Manifest '{path}' cannot be read ({error.strerror}). Give the path of a .toml file."
+        ) from error
+    if len(raw) > MAX_BYTES:
+        raise ManifestError(
+            f"Manifest '{path}' is larger than {MAX_BYTES} bytes. A manifest is a page of text; "
+            "weights belong into a .safetensors file beside it."
+        )
+    try:
+        data = tomllib.loads(raw.decode("utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ManifestError(
+            f"Manifest '{path}' is not a TOML file in UTF-8: {error}. Correct it there."
+        ) from error
+    return parse(data, str(path))
+
+
+def parse(data: Mapping[str, Any], where: str) -> Manifest:
+    """Check a manifest that is already a mapping.
+
+    Args:
+        data: the keys of the TOML file.
+        where: what to call it in an error message.
+
+    Raises:
+        ManifestError: as `read`.
+    """
+    try:
+        text = json.dumps(data, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ManifestError(
+            f"Manifest '{where}' holds a value that is neither text, number, truth value, list nor "
+            f"table: {error}. Dates, 'inf' and 'nan' have no place in it."
+        ) from error
+    try:
+        # As JSON, so that a list may stand for a tuple while every other type stays strict.
+        manifest = Manifest.model_validate_json(text)
+    except ValidationError as error:
+        raise ManifestError(_explain(error, where, Manifest)) from error
+    known = architectures.names()
+    if manifest.architecture.name not in known:
+        raise ManifestError(
+            f"Manifest '{where}': architecture.name: no architecture is called "
+            f"'{manifest.architecture.name}'.{did_you_mean(manifest.architecture.name, known)} "
+            f"Known: {', '.join(known)}."
+        )
+    return manifest
+
+
+def write(manifest: Manifest, path: Path) -> None:
+    """Write a manifest as TOML; `read` gives an equal one back."""
+    data = manifest.model_dump(mode="json", exclude_none=True)
+    data["architecture"]["arguments"] = manifest.architecture.arguments
+    plain = {key: value for key, value in data.items() if not isinstance(value, dict)}
+    tables = {key: value for key, value in data.items() if isinstance(value, dict)}
+    lines = [f"{key} = {_toml(value)}" for key, value in plain.items()]
+    for key, table in tables.items():
+        lines += ["", f"[{key}]", *(f"{_key(name)} = {_toml(v)}" for name, v in table.items())]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _toml(value: JsonValue) -> str:
+    """One value in TOML; a nested table inline, on one line."""
+    match value:
+        case bool():
+            return "true" if value else "false"
+        case str():
+            # A JSON string is a TOML string, but for DEL, which TOML wants escaped.
+            return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+        case int() | float():
+            return repr(value)
+        case list():
+            return f"[{', '.join(_toml(item) for item in value)}]"
+        case dict():
+            return f"{{{', '.join(f'{_key(k)} = {_toml(v)}' for k, v in value.items())}}}"
+        case _:
+            raise ManifestError("TOML has no null: leave the argument out instead.")
+
+
+def _key(name: str) -> str:
+    bare = name.isascii() and name.replace("_", "").replace("-", "").isalnum()
+    return name if bare else _toml(name)
+
+
+# --- errors ------------------------------------------------------------------------------------
+
+
+def did_you_mean(name: str, known: list[str]) -> str:
+    """`` Did you mean 'x'?``, or nothing."""
+    near = get_close_matches(name, known, n=1)
+    return f" Did you mean '{near[0]}'?" if near else ""
+
+
+def explain(error: ValidationError, model: type[BaseModel]) -> str:
+    """The faults pydantic found, each as ``where: what``, the first few of them."""
+    faults: list[str] = []
+    for fault in error.errors(include_url=False, include_context=False):
+        # The tag of a union is not a key that the author wrote.
+        path = [str(part) for part in fault["loc"] if part not in _INTENSITY]
+        where = ".".join(path) or "the file as a whole"
+        if fault["type"] == "extra_forbidden":
+            known = list(model.model_fields) if len(path) == 1 else []
+            hint = f" Known: {', '.join(known)}." if known else ""
+            faults.append(f"{where}: unknown key.{did_you_mean(path[-1], known)}{hint}")
+        elif fault["type"] == "missing":
+            faults.append(f"{where}: missing")
+        else:
+            message = fault["msg"].removeprefix("Value error, ")
+            given = json.dumps(fault["input"], default=str)
+            shown = f" (found {given[:80]})" if path else ""
+            faults.append(f"{where}: {message}{shown}")
+    more = f"; and {len(faults) - _SHOWN} more" if len(faults) > _SHOWN else ""
+    return "; ".join(faults[:_SHOWN]) + more
+
+
+def _explain(error: ValidationError, where: str, model: type[BaseModel]) -> str:
+    return f"Manifest '{where}': {explain(error, model)}. Correct the file and try again."
+
+
+# --- identity -----------------------------------------------------------------------------------
+
+_IDENTITY = ("grid", "intensity", "width", "channels", "strides", "tiling", "overlap", "pool")
+"""The part of a card that decides the features. Names, prose and declarations are left out: they
+may be corrected later, and a model under another name is the same model."""
+
+
+def canonical(
+    manifest: Manifest, architecture_version: int, weights_sha: str | None, card: EncoderCard
+) -> dict[str, Any]:
+    """What decides the features of a registered architecture, as plain JSON.
+
+    Args:
+        manifest: with the architecture's arguments complete (defaults filled in).
+        architecture_version: of the architecture's file.
+        weights_sha: sha256 of the tensors that the network runs on (not of the file, whose header
+            and unused tensors change nothing). None: random initialisation, or no parameters.
+        card: of the encoder.
+    """
+    return {
+        "architecture": {
+            "name": manifest.architecture.name,
+            "version": architecture_version,
+            "arguments": dict(manifest.architecture.arguments),
+        },
+        "weights": weights_sha,
+        "seed": manifest.seed,
+        "readout": card.readout,
+        "card": card_identity(card),
+    }
+
+
+def card_identity(card: EncoderCard) -> dict[str, Any]:
+    """The fields of a card that decide the features, as plain JSON."""
+    whole = card.as_dict()
+    return {field: whole[field] for field in _IDENTITY}
+
+
+def model_sha(identity: Mapping[str, Any]) -> str:
+    """sha256 of the canonical manifest as canonical JSON, in hex; the order of keys is irrelevant.
+
+    >>> model_sha({"a": 1, "b": 2}) == model_sha({"b": 2, "a": 1})
+    True
+    """
+    text = json.dumps(
+        cast("dict[str, Any]", identity),
+        sort_keys=True,
+        ensure_ascii=True,
+        separators=(",", ":"),
+        allow_nan=False,
+    )
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,243 @@
+"""Evaluate encoders on tasks and store what comes out: one unit at a time, each exactly once.
+
+A unit is one encoder on one task with one probe. Features are extracted once per (encoder, data
+set) and shared. What is stored already is not computed again, so a run that was stopped goes on
+where it was.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from ..benchmark import evaluate, splits
+from ..benchmark.cache import Extracted, FeatureCache
+from ..benchmark.errors import TomoprobeError
+from ..benchmark.features import DataIdentity, identify
+from ..benchmark.types import Case, Probe, Result, Task
+from ..leaderboard import db
+from ..tasks import open_cases
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
+
+    from .load import LoadedEncoder
+
+
+@dataclass(frozen=True)
+class OpenTask:
+    """A task whose cases have been found, counted, placed and hashed."""
+
+    task: Task
+    cases: Sequence[Case]
+    complete: bool
+    identity: DataIdentity
+    split_sha: str
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A unit that could not be done, and why."""
+
+    encoder: str
+    task: str
+    probe: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run did."""
+
+    model_shas: tuple[str, ...]
+    """Of the encoders, in their order."""
+    failures: tuple[Failure, ...]
+
+
+class Reporter(Protocol):
+    """Who is told how a run goes."""
+
+    def opening(self, task: str) -> None:
+        """A task's cases are being found, counted and hashed."""
+        ...
+
+    def extracting(self, encoder: str, task: str, done: int, total: int) -> None:
+        """A case has been embedded."""
+        ...
+
+    def probing(self, encoder: str, task: str, probe: str) -> None:
+        """A probe starts."""
+        ...
+
+    def finished(self, encoder: str, task: str, probe: str, new: bool) -> None:
+        """A unit is stored; ``new`` is False if it was there before."""
+        ...
+
+    def failed(self, failure: Failure) -> None:
+        """A unit could not be done; the run goes on with the next."""
+        ...
+
+
+def open_task(task: Task, root: Path | None, subset: bool) -> OpenTask:
+    """Find, count, place and hash the cases of a task; reads no voxel.
+
+    Raises:
+        DataError: the data are missing, incomplete (without ``subset``) or contradictory.
+    """
+    cases, complete = open_cases(task, root, subset)
+    split_sha = splits.split_sha(task.card, evaluate.seats_of(cases))
+    return OpenTask(task, cases, complete, identify(cases), split_sha)
+
+
+def run(
+    engine: Engine,
+    encoders: Sequence[Callable[[], LoadedEncoder]],
+    tasks: Sequence[OpenTask],
+    probes: Sequence[Probe],
+    cache: FeatureCache,
+    device: str,
+    reporter: Reporter,
+) -> Outcome:
+    """Evaluate every encoder on every task with every probe that serves its kind.
+
+    Args:
+        engine: of a migrated database.
+        encoders: loaded one after the other, so that only one is in memory.
+        tasks: opened.
+        probes: those that do not serve a task's kind are passed over.
+        cache: of features.
+        device: "cpu" or "cuda[:i]".
+        reporter: told of every step.
+
+    Returns:
+        What ran, and the units that could not be done. A fault of one never stops the others.
+    """
+    failures: list[Failure] = []
+    model_shas: list[str] = []
+
+    def fail(encoder: str, task: str, probe: str, error: TomoprobeError) -> None:
+        failures.append(Failure(encoder, task, probe, str(error)))
+        reporter.failed(failures[-1])
+
+    for load in encoders:
+        encoder = load()
+        name = encoder.card.name
+        model_shas.append(encoder.model_sha)
+        for opened in tasks:
+            card = opened.task.card
+            todo = []
+            for probe in probes:
+                if card.kind in probe.kinds:
+                    if is_done(engine, encoder, opened, probe):
+                        reporter.finished(name, card.name, probe.name, new=False)
+                    else:
+                        todo.append(probe)
+            if not todo:
+                continue
+            try:
+                features = cache.get(
+                    encoder,
+                    card.data_set or card.name,
+                    opened.cases,
+                    opened.identity,
+                    card.field_of_view_mm,
+                    device,
+                    lambda done, total, n=name, t=card.name: reporter.extracting(n, t, done, total),
+                )
+            except TomoprobeError as error:
+                fail(name, card.name, "all", error)
+                continue
+            for probe in todo:
+                reporter.probing(name, card.name, probe.name)
+                try:
+                    _probe_and_store(engine, encoder, opened, probe, features, device)
+                except TomoprobeError as error:
+                    fail(name, card.name, probe.name, error)
+                else:
+                    reporter.finished(name, card.name, probe.name, new=True)
+    return Outcome(tuple(model_shas), tuple(failures))
+
+
+def is_done(engine: Engine, encoder: LoadedEncoder, opened: OpenTask, probe: Probe) -> bool:
+    """Whether this unit is stored, for exactly these images, targets and sides."""
+    return db.is_done(
+        engine,
+        model_sha=encoder.model_sha,
+        task=opened.task.card.name,
+        task_version=opened.task.card.version,
+        probe=probe.name,
+        probe_version=probe.version,
+        dataset_sha=opened.identity.dataset_sha,
+        split_sha=opened.split_sha,
+    )
+
+
+def _probe_and_store(
+    engine: Engine,
+    encoder: LoadedEncoder,
+    opened: OpenTask,
+    probe: Probe,
+    features: Extracted,
+    device: str,
+) -> None:
+    card = opened.task.card
+    started = time.perf_counter()
+    table = evaluate.predict(card, opened.cases, features.x, probe)
+    provenance = evaluate.Provenance(
+        model=encoder.card.name,
+        model_sha=encoder.model_sha,
+        task=card.name,
+        task_version=card.version,
+        probe=probe.name,
+        probe_version=probe.version,
+        kind=card.kind,
+        width=encoder.card.width,
+        cv=splits.uses_cv(card),
+        subset=not opened.complete,
+        seconds=round(features.seconds + time.perf_counter() - started, 3),
+        device=evaluate.device_name(device),
+        software=evaluate.software(),
+        dataset_sha=opened.identity.dataset_sha,
+        split_sha=opened.split_sha,
+    )
+    scores = evaluate.score(table, provenance)
+    db.add(
+        engine,
+        model_sha=encoder.model_sha,
+        model_card=encoder.card.as_dict(),
+        manifest=dict(encoder.manifest),
+        task_card=_published_card(opened),
+        results=scores.results,
+        parquet=evaluate.to_parquet(table, provenance),
+        flags=scores.flags,
+        uncalibrated=[m for m, flags in scores.flags.items() if "uncalibrated" in flags],
+    )
+
+
+def _published_card(opened: OpenTask) -> dict:
+    """The card with the split of the complete set, where that is known."""
+    task = opened.task
+    seats = splits.assign(task.card, task.roster())
+    if not seats and opened.complete:
+        seats = evaluate.seats_of(opened.cases)
+    return evaluate.card_with_split(task.card, seats)
+
+
+def results_of(
+    engine: Engine, model_shas: Sequence[str], tasks: Sequence[OpenTask], probes: Sequence[Probe]
+) -> list[Result]:
+    """The stored rows of these models on exactly these data, in the order of the models."""
+    order = {sha: i for i, sha in enumerate(model_shas)}
+    wanted = {(o.task.card.name, o.identity.dataset_sha, o.split_sha) for o in tasks}
+    versions = {(probe.name, probe.version) for probe in probes}
+    rows = [
+        row.result
+        for row in db.rows(engine)
+        if row.result.model_sha in order
+        and (row.result.task, row.result.dataset_sha, row.result.split_sha) in wanted
+        and (row.result.probe, row.result.probe_version) in versions
+    ]
+    return sorted(rows, key=lambda r: (order[r.model_sha], r.task, r.probe, r.metric))

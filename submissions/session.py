@@ -1,0 +1,309 @@
+"""What the commands do, without how it is typed or printed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from ..benchmark import compare, statistics
+from ..benchmark import evaluate as spine
+from ..benchmark import probes as protocols
+from ..benchmark.cache import FeatureCache
+from ..benchmark.errors import StorageError, TaskFileError, TomoprobeError, UnknownNameError
+from ..benchmark.paths import cache_home
+from ..benchmark.types import Probe, Result, Task
+from ..leaderboard import db as database
+from ..leaderboard.records import Unit
+from ..tasks import get as get_task
+from ..tasks import load_file, suites
+from . import runner
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
+
+    from .load import LoadedEncoder
+
+LoadEncoder = Callable[[str], "LoadedEncoder"]
+"""Loads an encoder onto a device; called when its turn has come."""
+
+
+@dataclass(frozen=True)
+class Session:
+    """Where the scores go, where the data are, on which device."""
+
+    engine: Engine
+    url: str
+    data_root: Path | None
+    device: str
+    cache: FeatureCache
+
+
+def database_url(db: str | None) -> str:
+    """The URL; a plain path becomes SQLite, nothing becomes a file in the cache folder."""
+    if db is None:
+        return f"sqlite:///{cache_home() / 'tomoprobe.db'}"
+    return db if "://" in db else f"sqlite:///{Path(db).absolute()}"
+
+
+def open_session(db: str | None, data_root: Path | None, device: str) -> Session:
+    """Connect, migrate, and find the device.
+
+    Raises:
+        StorageError: the database cannot be used.
+        UnknownNameError: no such device.
+    """
+    url = database_url(db)
+    engine = database.connect(url)
+    database.migrate(engine)
+    return Session(
+        engine, url, data_root, resolve_device(device), FeatureCache(cache_home() / "features")
+    )
+
+
+def resolve_device(device: str) -> str:
+    """``auto`` to the GPU where there is one.
+
+    Raises:
+        UnknownNameError: not a device, or not one of this machine.
+    """
+    import torch
+
+    available = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+    if device == "auto":
+        return available[-1] if len(available) == 1 else "cuda:0"
+    if device == "cuda" and len(available) > 1:
+        return "cuda:0"
+    if device not in available:
+        raise UnknownNameError.of("device of this machine", device, ["auto", *available])
+    return device
+
+
+# --- what to run ---------------------------------------------------------------------------------
+
+
+def baselines() -> list[LoadEncoder]:
+    """Every baseline that ships."""
+    from .baselines import names
+
+    return encoders(names(), None, None)
+
+
+def encoders(
+    specs: Sequence[str], arguments: str | None, weights: Path | None
+) -> list[LoadEncoder]:
+    """Loaders for what was typed after ``--encoder``.
+
+    Raises:
+        TomoprobeError: arguments that are not a JSON object.
+    """
+    from .load import load
+
+    try:
+        parsed = json.loads(arguments) if arguments else None
+    except json.JSONDecodeError as error:
+        raise TomoprobeError(
+            f"--arguments is not JSON ({error}). Expected an object such as '{{\"width\": 16}}'."
+        ) from error
+
+    def loader(spec: str) -> LoadEncoder:
+        return lambda device: load(spec, arguments=parsed, weights=weights, device=device)
+
+    return [loader(spec) for spec in specs]
+
+
+def probes(names: Sequence[str] | None) -> list[Probe]:
+    """The probes of these names, or all.
+
+    Raises:
+        UnknownNameError: no such probe.
+    """
+    return [protocols.get(name) for name in names or protocols.names()]
+
+
+def suite(name: str) -> list[Task]:
+    """The tasks of a suite."""
+    return [get_task(task) for task in suites.get(name)]
+
+
+def tasks(names: Sequence[str], suite_name: str | None) -> list[Task]:
+    """The tasks that were named, a file being a private one; then those of the suite.
+
+    Raises:
+        TaskFileError: none was named.
+        UnknownNameError: no such task or suite.
+    """
+    chosen = [load_file(Path(n)) if n.endswith(".py") else get_task(n) for n in names]
+    chosen += suite(suite_name) if suite_name else []
+    if not chosen:
+        raise TaskFileError(
+            "Nothing to evaluate on. Name a task (--task NAME or --task ./my_task.py) or a suite "
+            "(--suite NAME); 'tomoprobe tasks' lists them."
+        )
+    return list({task.card.name: task for task in chosen}.values())
+
+
+# --- run -----------------------------------------------------------------------------------------
+
+
+class Ran(NamedTuple):
+    """A finished run."""
+
+    outcome: runner.Outcome
+    tasks: list[runner.OpenTask]
+    probes: list[Probe]
+
+
+def evaluate(
+    work: Session,
+    *,
+    encoders: Sequence[LoadEncoder],
+    tasks: Sequence[Task],
+    probes: Sequence[Probe],
+    subset: bool,
+    reporter: runner.Reporter,
+    json_file: Path | None = None,
+) -> Ran:
+    """Open the tasks, run all units, and write the rows as JSON Lines.
+
+    Raises:
+        DataError: a task's data cannot be used; found before anything is computed.
+    """
+    opened = []
+    for task in tasks:
+        reporter.opening(task.card.name)
+        opened.append(runner.open_task(task, work.data_root, subset))
+    loaders = [lambda load=load: load(work.device) for load in encoders]
+    outcome = runner.run(work.engine, loaders, opened, probes, work.cache, work.device, reporter)
+    ran = Ran(outcome, opened, list(probes))
+    if json_file:
+        write_json_lines(rows_of(work, ran), json_file)
+    return ran
+
+
+def rows_of(work: Session, ran: Ran) -> list[Result]:
+    """The rows of a run, also those that were stored before it."""
+    return runner.results_of(work.engine, ran.outcome.model_shas, ran.tasks, ran.probes)
+
+
+def write_json_lines(rows: Sequence[Result], path: Path) -> None:
+    """One JSON object per line, written beside the file and moved.
+
+    Raises:
+        StorageError: the folder cannot be written.
+    """
+    part = path.with_name(path.name + ".part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.write_text("".join(json.dumps(row.as_dict()) + "\n" for row in rows))
+        part.replace(path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise StorageError(
+            f"{path} cannot be written: {error.strerror}. The scores are in the database; choose "
+            "another file and run the same command again."
+        ) from error
+
+
+def predictions_of(work: Session, ran: Ran) -> Iterator[tuple[Unit, bytes]]:
+    """The per-case predictions of a run, as Parquet."""
+    wanted = {(o.task.card.name, o.identity.dataset_sha, o.split_sha) for o in ran.tasks}
+    versions = {(probe.name, probe.version) for probe in ran.probes}
+    names = [opened.task.card.name for opened in ran.tasks]
+    for unit, parquet in database.predictions(work.engine, names, ran.outcome.model_shas):
+        if (unit.task, unit.dataset_sha, unit.split_sha) in wanted and (
+            (unit.probe, unit.probe_version) in versions
+        ):
+            yield unit, parquet
+
+
+def differences(
+    work: Session, ran: Ran, opened: runner.OpenTask, reference: str
+) -> dict[str, dict[str, statistics.Difference]]:
+    """Paired differences to the model called ``reference``, by probe and model_sha.
+
+    Adjusted by Holm across all that is returned, because what one table shows is one family;
+    empty where that model did not take part.
+    """
+    card = opened.task.card
+    stored: dict[str, dict[str, tuple]] = {}
+    for unit, parquet in predictions_of(work, ran):
+        if unit.task == card.name:
+            stored.setdefault(unit.probe, {})[unit.model_sha] = spine.from_parquet(parquet)
+    found = {}
+    for probe, by_model in stored.items():
+        for sha, (_, provenance) in by_model.items():
+            if provenance.model == reference:
+                found[probe] = compare.against(sha, by_model, card.metric)
+    return compare.adjusted(found)
+
+
+def export_predictions(work: Session, ran: Ran, folder: Path) -> None:
+    """Write the per-case predictions of a run as Parquet files.
+
+    Raises:
+        StorageError: the folder cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for unit, parquet in predictions_of(work, ran):
+            path = folder / f"{unit.task}.{unit.probe}.{unit.model_sha[:12]}.parquet"
+            part = path.with_suffix(".part")
+            part.write_bytes(parquet)
+            part.replace(path)
+    except OSError as error:
+        raise StorageError(
+            f"{folder} cannot be written: {error.strerror}. Choose another folder."
+        ) from error
+
+
+# --- recompute -----------------------------------------------------------------------------------
+
+
+class Recomputed(NamedTuple):
+    """A published number beside the one its predictions give now."""
+
+    stored: Result
+    again: Result | None
+    """None: no predictions are stored for it."""
+
+    @property
+    def equal(self) -> bool:
+        """Equal to the last digit: score, interval and spread."""
+        return self.again is not None and self._numbers(self.stored) == self._numbers(self.again)
+
+    @staticmethod
+    def _numbers(row: Result) -> tuple:
+        return row.score, row.low, row.high, row.spread, row.n_test
+
+
+def recompute(work: Session) -> Iterator[Recomputed]:
+    """Every stored row beside its recomputation."""
+    again: dict[tuple, Result] = {}
+    for _, parquet in database.predictions(work.engine):
+        for row in spine.score(*spine.from_parquet(parquet)).results:
+            again[_key(row)] = row
+    for stored in database.rows(work.engine):
+        yield Recomputed(stored.result, again.get(_key(stored.result)))
+
+
+def _key(row: Result) -> tuple:
+    return (
+        row.model_sha,
+        row.task,
+        row.task_version,
+        row.probe,
+        row.probe_version,
+        row.metric,
+        row.dataset_sha,
+        row.split_sha,
+    )
+
+
+def serve(url: str, host: str, port: int) -> None:
+    """Serve the board until stopped."""
+    from ..leaderboard import site
+
+    site.serve(url, host, port)

@@ -1,0 +1,165 @@
+"""Tables and JSON of what is not a score: cards, probes, the cache, plans, recomputations."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+from ..benchmark.types import EncoderCard, Probe
+
+if TYPE_CHECKING:
+    from ..benchmark.cache import CacheEntry
+    from .dry_runs import Plan
+    from .session import Recomputed
+
+out = Console(highlight=False)
+
+
+def _print(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    table = Table(title=title, title_justify="left", title_style="bold")
+    for column in columns:
+        table.add_column(column, justify="right" if column in _NUMBERS else "left")
+    for row in rows:
+        table.add_row(*[str(cell) for cell in row])
+    out.print(table)
+
+
+_NUMBERS = {"cases", "patients", "width", "parameters", "MB", "volumes", "forwards", "seconds", "n"}
+
+
+def print_json(value: Any) -> None:
+    """Machine-readable, one document."""
+    sys.stdout.write(json.dumps(value, indent=2) + "\n")
+
+
+def print_tasks(cards: Sequence[Mapping[str, Any]], as_json: bool) -> None:
+    """The task cards."""
+    if as_json:
+        print_json(list(cards))
+        return
+    _print(
+        f"{len(cards)} tasks",
+        ("name", "kind", "modality", "anatomy", "metric", "cases", "patients", "license"),
+        [
+            (
+                c["name"],
+                c["kind"],
+                c["modality"],
+                c["anatomy"],
+                c["metric"],
+                c["counts"]["cases"],
+                c["counts"]["patients"],
+                c["license"],
+            )
+            for c in cards
+        ],
+    )
+
+
+def print_encoders(
+    cards: Sequence[EncoderCard], architectures: Mapping[str, str], as_json: bool
+) -> None:
+    """The baselines, and the architectures for manifests."""
+    if as_json:
+        baselines = [card.as_dict() for card in cards]
+        print_json({"baselines": baselines, "architectures": dict(architectures)})
+        return
+    _print(
+        "Baselines (--encoder NAME)",
+        ("name", "what", "width", "parameters", "accepts"),
+        [
+            (c.name, c.title, c.width, f"{c.parameters:,}", ", ".join(sorted(c.intensity)))
+            for c in cards
+        ],
+    )
+    _print(
+        "Architectures (--encoder NAME --arguments JSON --weights FILE.safetensors)",
+        ("name", "what"),
+        list(architectures.items()),
+    )
+
+
+def print_probes(probes: Sequence[Probe], as_json: bool) -> None:
+    """The protocols."""
+    rows = [
+        {"name": p.name, "version": p.version, "kinds": list(p.kinds), "title": p.title}
+        for p in probes
+    ]
+    if as_json:
+        print_json(rows)
+        return
+    _print(
+        f"{len(rows)} probes",
+        ("name", "version", "serves", "what"),
+        [(r["name"], r["version"], ", ".join(r["kinds"]), r["title"]) for r in rows],
+    )
+
+
+def print_cache(folder: Path, entries: Sequence[CacheEntry], as_json: bool) -> None:
+    """The cached features."""
+    if as_json:
+        print_json([{**vars(e), "path": str(e.path)} for e in entries])
+        return
+    total = sum(e.bytes for e in entries) / 1e6
+    _print(
+        f"{len(entries)} files, {total:.1f} MB in {folder}",
+        ("data set", "model", "n", "width", "MB", "written"),
+        [
+            (
+                e.data_set,
+                e.model,
+                e.n,
+                e.width,
+                f"{e.bytes / 1e6:.2f}",
+                datetime.fromtimestamp(e.modified, UTC).strftime("%Y-%m-%d %H:%M UTC"),
+            )
+            for e in entries
+        ],
+    )
+
+
+def print_freed(freed: int) -> None:
+    """What cleaning gained."""
+    out.print(f"{freed / 1e6:.1f} MB freed")
+
+
+def print_plan(plans: Sequence[Plan]) -> None:
+    """The cost of a run."""
+    _print(
+        "Dry run: nothing was stored",
+        ("encoder", "task", "volumes", "forwards", "peak memory", "time", "from"),
+        [
+            (
+                p.encoder,
+                p.task,
+                p.volumes,
+                p.forwards or "cached",
+                f"{p.memory_mb:,.0f} MB",
+                f"{p.seconds:,.0f} s",
+                f"{p.sampled} cases",
+            )
+            for p in plans
+        ],
+    )
+
+
+def print_recomputed(rows: Iterable[Recomputed]) -> int:
+    """Say how many stored rows equal their recomputation; return how many do not."""
+    total = differing = 0
+    for row in rows:
+        total += 1
+        if row.equal:
+            continue
+        differing += 1
+        r = row.stored
+        again = "no predictions are stored" if row.again is None else f"now {row.again.score!r}"
+        out.print(f"{r.model} {r.task} {r.probe} {r.metric}: stored {r.score!r}, {again}")
+    out.print(f"{total - differing} of {total} rows equal their recomputation to the last digit")
+    return differing

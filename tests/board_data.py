@@ -1,0 +1,272 @@
+"""A board with realistic rows for the tests of the site; the numbers are made up."""
+
+import asyncio
+import hashlib
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import httpx
+from sqlalchemy import Engine
+
+from tomoprobe.benchmark.types import (
+    EncoderCard,
+    Grid,
+    Kind,
+    MinMax,
+    Result,
+    TaskCard,
+    Window,
+)
+from tomoprobe.leaderboard import db
+from tomoprobe.leaderboard.records import StoredRow
+
+PARQUET = b"PAR1 predictions"
+
+
+def sha(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def task_card(name: str, metric: str = "auroc", **changes: object) -> TaskCard:
+    kind: Kind = "regression" if metric == "mae" else "classification"
+    card = TaskCard(
+        name=name,
+        version=1,
+        title=f"The task {name}",
+        kind=kind,
+        modality="CT",
+        anatomy="abdomen",
+        metric=metric,
+        license="CC BY 4.0",
+        source="https://example.org/data",
+        citation="Doe et al., A data set, 2021",
+        counts={"cases": 300, "patients": 300},
+        classes=("no", "yes") if kind == "classification" else (),
+        unit="mm3" if kind == "regression" else "",
+    )
+    return replace(card, **changes)
+
+
+def model_card(name: str, **changes: object) -> EncoderCard:
+    card = EncoderCard(
+        name=name,
+        title=f"The model {name}",
+        grid=Grid((96, 96, 96), (1.5, 1.5, 2.0)),
+        intensity={"HU": Window(-1000, 1000), "scanner": MinMax()},
+        width=512,
+        parameters=14_360_000,
+        license="Apache-2.0",
+        pretraining=("TotalSegmentator",),
+        authors="A. Author",
+        source="https://example.org/model",
+    )
+    return replace(card, **changes)
+
+
+def result(model: str = "a", task: str = "t", score: float | None = 0.8, **changes: object):
+    """One row; ``low`` and ``high`` lie 0.05 around the score unless given."""
+    row = Result(
+        model=model,
+        model_sha=sha(model),
+        task=task,
+        task_version=1,
+        probe="linear",
+        probe_version=1,
+        metric="auroc",
+        shots=None,
+        seed=0,
+        score=score,
+        low=None if score is None else score - 0.05,
+        high=None if score is None else score + 0.05,
+        spread=0.01,
+        n_test=120,
+        subset=False,
+        seconds=12.5,
+        device="cpu: x86_64",
+        software="python 3.11; tomoprobe 0.1.0",
+        dataset_sha=sha(f"data of {task}"),
+        split_sha=sha(f"split of {task}"),
+    )
+    return replace(row, **changes)
+
+
+def stored(id: int, row: Result, flags: tuple[str, ...] = ()) -> StoredRow:
+    return StoredRow(id, row, True, flags, "2026-01-01T00:00:00Z")
+
+
+def add(
+    engine: Engine,
+    rows: Sequence[Result],
+    card: TaskCard | None = None,
+    encoder: EncoderCard | None = None,
+    **changes: object,
+) -> bool:
+    """Store the rows of one unit; the cards are made up unless given."""
+    first = rows[0]
+    return db.add(
+        engine,
+        **{
+            "model_sha": first.model_sha,
+            "model_card": (encoder or model_card(first.model)).as_dict(),
+            "manifest": {"name": first.model, "architecture": "resnet10"},
+            "task_card": (card or task_card(first.task, first.metric)).as_dict(),
+            "results": rows,
+            "parquet": PARQUET,
+            "flags": {},
+            "added": datetime(2026, 1, 1, tzinfo=UTC),
+        }
+        | changes,
+    )
+
+
+def fresh(folder: Path) -> Engine:
+    """An empty, migrated database."""
+    engine = db.connect(f"sqlite:///{folder / 'board.db'}")
+    db.migrate(engine)
+    return engine
+
+
+# --- a whole board -----------------------------------------------------------------------------
+
+REAL_TASKS = (
+    task_card(
+        "adrenal_mnist3d",
+        title="Adrenal mass or normal gland",
+        anatomy="adrenal gland",
+        counts={"cases": 1584, "patients": 1584, "train": 1188, "val": 98, "test": 298},
+        note="Published as masks at 28 x 28 x 28 voxels: size alone reaches an AUROC of 0.69.",
+        classes=("normal", "mass"),
+    ),
+    task_card(
+        "sarcoma_ct_sex",
+        title="Sex from a CT of the thigh",
+        anatomy="soft tissue",
+        counts={"cases": 51, "patients": 51},
+        classes=("female", "male"),
+    ),
+    task_card("sarcoma_mr_sex", title="Sex from MR", anatomy="soft tissue", modality="MR"),
+    task_card(
+        "msd_hippocampus_volume",
+        "mae",
+        title="Volume of the hippocampus",
+        anatomy="hippocampus",
+        modality="MR",
+        license="CC BY-SA 4.0",
+    ),
+    task_card("sarcoma_ct_age", "mae", title="Age from CT", anatomy="soft tissue", unit="years"),
+)
+
+SMOKE_TASKS = (
+    task_card(
+        "smoke_lesion",
+        title="Lesion present",
+        modality="MR",
+        anatomy="brain",
+        evidence=False,
+        note="One template brain, semi-synthetic, never evidence.",
+    ),
+    task_card(
+        "smoke_ventricles",
+        "mae",
+        title="Volume of the ventricles",
+        modality="MR",
+        anatomy="brain",
+        evidence=False,
+        note="One template brain, semi-synthetic, never evidence.",
+    ),
+)
+
+LEVELS = {  # quality in 0..1, from which the scores are made
+    "swin_unetr_btcv": 0.95,
+    "resnet18_mae": 0.90,
+    "vit_base_dino": 0.80,
+    "texture": 0.55,
+    "random_resnet10": 0.50,
+    "random_swin": 0.45,
+    "random_slices": 0.40,
+    "intensity": 0.20,
+}
+
+_SCALES = {
+    "msd_hippocampus_volume": (180.0, 640.0),
+    "sarcoma_ct_age": (6.0, 15.0),
+    "smoke_ventricles": (310.0, 1650.0),
+}
+"""MAE of a perfect and of a useless model."""
+
+FEW = "fewer than 10 positive test cases"
+
+
+def fill(engine: Engine, tasks: Sequence[TaskCard] = (*REAL_TASKS, *SMOKE_TASKS)) -> None:
+    """Eight models on all tasks, but with gaps, a subset and an undefined score."""
+    for k, (name, level) in enumerate(LEVELS.items()):
+        for t, card in enumerate(tasks):
+            if name == "vit_base_dino" and card.name == "sarcoma_mr_sex":
+                continue
+            rows = _rows(name, card, level, k, t)
+            if name == "texture" and card.name == "sarcoma_ct_sex":
+                rows = [replace(r, subset=True, n_test=20, dataset_sha=sha("half")) for r in rows]
+            if name == "intensity" and card.name == "sarcoma_mr_sex":
+                rows = [replace(r, score=None, low=None, high=None) for r in rows]
+            few = {"auroc": [FEW]} if card.name.startswith("sarcoma") else {}
+            add(engine, rows, card, flags=few)
+            if name in ("texture", "intensity"):
+                add(engine, [replace(r, probe="knn") for r in rows], card, flags=few)
+
+
+def _rows(name: str, card: TaskCard, level: float, k: int, t: int) -> list[Result]:
+    wobble = ((k * 7 + t * 5) % 11 - 5) / 100
+    n_test = card.counts.get("test", 90)
+    seed = "all" if card.counts["patients"] < 200 else 0
+    if card.kind == "regression":
+        best, worst = _SCALES[card.name]
+        mae = worst - (worst - best) * (level + wobble)
+        numbers = {
+            "mae": (mae, mae * 0.87, mae * 1.16),
+            "r2": (level - 0.2, level - 0.31, level - 0.1),
+            "pearson": (level - 0.03, level - 0.09, level + 0.02),
+        }
+    else:
+        auroc = min(1.0, 0.5 + 0.5 * (level + wobble) ** 1.5)
+        numbers = {
+            "auroc": (auroc, max(0.0, auroc - 0.062), min(0.9996, auroc + 0.048)),
+            "average_precision": (auroc - 0.1, auroc - 0.2, auroc),
+            "balanced_accuracy": (auroc - 0.08, auroc - 0.15, auroc - 0.02),
+            "brier": (0.3 - auroc / 5, 0.25 - auroc / 5, 0.36 - auroc / 5),
+            "ece": (0.08 - level / 20, 0.05 - level / 20, 0.12 - level / 20),
+        }
+    return [
+        result(
+            name,
+            card.name,
+            score,
+            metric=metric,
+            low=low,
+            high=high,
+            seed=seed,
+            n_test=n_test,
+            spread=abs(wobble) * score / 2,
+            seconds=40.0 + 3 * k,
+        )
+        for metric, (score, low, high) in numbers.items()
+    ]
+
+
+# --- asking the site -----------------------------------------------------------------------------
+
+
+class Visitor:
+    """Asks an application in this process; exceptions of the application pass through."""
+
+    def __init__(self, app) -> None:
+        self._app = app
+
+    def get(self, path: str, **headers: str) -> httpx.Response:
+        async def ask() -> httpx.Response:
+            transport = httpx.ASGITransport(self._app)
+            async with httpx.AsyncClient(transport=transport, base_url="http://board") as client:
+                return await client.get(path, headers=headers)
+
+        return asyncio.run(ask())

@@ -1,0 +1,221 @@
+from dataclasses import replace
+from math import isclose
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tomoprobe.leaderboard.ranking import Column, Standing, average_ranks, standings
+from tomoprobe.leaderboard.records import Unit
+
+from .board_data import result, sha, stored
+
+T = Column("t", 1, "auroc", "linear", 1)
+U = Column("u", 1, "mae", "linear", 1)
+SMOKE = Column("smoke", 1, "auroc", "linear", 1, evidence=False)
+
+
+def rows_of(table: dict[str, dict[str, float | None]], first: int = 1):
+    """Rows from {model: {task: score}}; the metric of task ``u`` is a loss."""
+    found = []
+    for model, scores in table.items():
+        for task, score in scores.items():
+            metric = "mae" if task == "u" else "auroc"
+            found.append(stored(first + len(found), result(model, task, score, metric=metric)))
+    return found
+
+
+def stand(rows, columns=(T, U), models=None, evaluated=()) -> dict[str, Standing]:
+    shas = {row.result.model_sha for row in rows} | {sha(m) for m in models or ()}
+    names = {sha(name): name for name in (*"abcdefgh", *(models or ()))}
+    return {names[s.model_sha]: s for s in standings(rows, columns, shas, evaluated).rows}
+
+
+scores = st.sampled_from([0.5, 0.6, 0.7, 0.8, None])  # few values, so that ties are common
+tables = st.dictionaries(
+    st.sampled_from("abcdefgh"),
+    st.dictionaries(st.sampled_from(["t", "u"]), scores, max_size=2),
+    max_size=8,
+)
+
+
+# --- ranks ----------------------------------------------------------------------
+
+
+def test_the_larger_auroc_and_the_smaller_error_rank_first():
+    board = stand(rows_of({"a": {"t": 0.9, "u": 3.0}, "b": {"t": 0.8, "u": 2.0}}))
+    assert [c.rank for c in board["a"].cells] == [1, 2]
+    assert [c.best for c in board["a"].cells] == [True, False]
+    assert [c.best for c in board["b"].cells] == [False, True]
+
+
+def test_equal_scores_share_a_rank():
+    board = stand(rows_of({"a": {"t": 0.9}, "b": {"t": 0.7}, "c": {"t": 0.9}}), [T])
+    assert {name: s.cells[0].rank for name, s in board.items()} == {"a": 1.5, "c": 1.5, "b": 3}
+    assert board["a"].place == board["c"].place == 1
+    assert board["b"].place == 3
+
+
+@given(st.dictionaries(st.text(min_size=1), st.integers(-5, 5), min_size=1), st.booleans())
+def test_ranks_add_up_whatever_the_ties(values, higher):
+    ranks = average_ranks(values, higher)
+    n = len(values)
+    assert isclose(sum(ranks.values()), n * (n + 1) / 2)
+    for a in values:
+        for b in values:
+            if values[a] == values[b]:
+                assert ranks[a] == ranks[b]
+            else:
+                assert (ranks[a] < ranks[b]) == ((values[a] > values[b]) == higher)
+
+
+@given(tables, st.randoms())
+@settings(deadline=None)
+def test_the_order_of_rows_and_models_does_not_matter(table, random):
+    rows = rows_of(table)
+    shas = [sha(name) for name in table]
+    expected = standings(rows, [T, U], shas)
+    random.shuffle(rows)
+    random.shuffle(shas)
+    assert standings(rows, [T, U], shas) == expected
+
+
+@given(tables)
+@settings(deadline=None)
+def test_a_model_that_is_not_finished_changes_nobodys_mean_rank(table):
+    rows = rows_of(table)
+    before = stand(rows)
+    after = stand([*rows, *rows_of({"newcomer": {"t": 0.99}}, first=1000)], models=["newcomer"])
+    assert after["newcomer"].mean_rank is None
+    for name, standing in before.items():
+        assert after[name].mean_rank == standing.mean_rank
+        assert after[name].place == standing.place
+
+
+@given(tables)
+@settings(deadline=None)
+def test_only_models_ranked_on_every_task_have_a_mean_rank(table):
+    board = stand(rows_of(table))
+    finished = {name for name, row in table.items() if len(row) == 2 and None not in row.values()}
+    assert {name for name, s in board.items() if s.mean_rank is not None} == finished
+    means = [board[name].mean_rank for name in finished]
+    assert isclose(sum(means), len(means) * (len(means) + 1) / 2)
+    assert {name for name, s in board.items() if s.place == 1} == {
+        name for name in finished if board[name].mean_rank == min(means)
+    }
+
+
+@given(tables, st.sampled_from([2.0, 0.5]))
+@settings(deadline=None)
+def test_ranks_do_not_depend_on_the_unit_of_a_score(table, factor):
+    scaled = {
+        name: {t: None if x is None else x * factor for t, x in row.items()}
+        for name, row in table.items()
+    }
+    one, other = stand(rows_of(table)), stand(rows_of(scaled))
+    assert {n: s.mean_rank for n, s in one.items()} == {n: s.mean_rank for n, s in other.items()}
+
+
+def test_the_mean_rank_counts_complete_models_only_but_a_column_counts_all():
+    board = stand(rows_of({"a": {"t": 0.7, "u": 1.0}, "b": {"t": 0.6, "u": 2.0}, "c": {"t": 0.9}}))
+    assert board["a"].cells[0].rank == 2
+    assert board["a"].mean_rank == 1
+    assert (board["c"].done, board["c"].place) == (1, None)
+
+
+# --- what competes ----------------------------------------------------------------------
+
+
+def test_subset_rows_are_shown_but_never_ranked_beside_complete_ones():
+    rows = rows_of({"a": {"t": 0.7}, "b": {"t": 0.9}})
+    rows[1] = replace(rows[1], result=replace(rows[1].result, subset=True))
+    board = stand(rows, [T])
+    assert board["a"].cells[0].rank == 1
+    shown = board["b"].cells[0]
+    assert (shown.row, shown.rank, shown.best) == (rows[1], None, False)
+    assert "incomplete copy" in shown.reason
+    assert board["b"].done == 0
+
+
+def test_a_complete_row_replaces_a_subset_row_of_the_same_model():
+    whole = result("a", "t", 0.6)
+    part = replace(whole, score=0.9, subset=True, dataset_sha="part")
+    for rows in ([stored(1, whole), stored(2, part)], [stored(1, part), stored(2, whole)]):
+        assert stand(rows, [T])["a"].cells[0].row.result == whole
+
+
+def test_rows_on_other_data_do_not_compete_with_the_first_complete_ones():
+    rows = rows_of({"a": {"t": 0.7}, "b": {"t": 0.9}, "c": {"t": 0.6}})
+    rows[1] = replace(rows[1], result=replace(rows[1].result, split_sha="other"))
+    board = stand(rows, [T])
+    assert [board[m].cells[0].rank for m in "abc"] == [1, None, 2]
+    assert "another split" in board["b"].cells[0].reason
+
+
+def test_an_undefined_score_is_not_ranked():
+    board = stand(rows_of({"a": {"t": None}, "b": {"t": 0.5}}), [T])
+    assert board["a"].cells[0].rank is None
+    assert "not defined" in board["a"].cells[0].reason
+    assert board["b"].cells[0].rank == 1
+
+
+def test_a_row_over_all_seeds_stands_for_the_model_before_a_single_seed():
+    rows = [stored(k, result("a", "t", 0.5 + k / 10, seed=s)) for k, s in enumerate([1, "all", 0])]
+    assert stand(rows, [T])["a"].cells[0].row.result.seed == "all"
+    assert stand([rows[0], rows[2]], [T])["a"].cells[0].row.result.seed == 0
+
+
+def test_rows_of_another_probe_version_shots_or_metric_do_not_stand_in():
+    same = result("a", "t")
+    for change in (
+        {"probe": "knn"},
+        {"probe_version": 2},
+        {"task_version": 2},
+        {"shots": 5},
+        {"metric": "brier"},
+    ):
+        assert stand([stored(1, replace(same, **change))], [T])["a"].cells[0].row is None
+
+
+# --- sanity checks ----------------------------------------------------------------------
+
+
+def test_sanity_checks_count_only_where_nothing_else_is_shown():
+    rows = rows_of({"a": {"t": 0.7, "smoke": 0.5}, "b": {"t": 0.6, "smoke": 0.9}})
+    mixed = standings(rows, [T, SMOKE], [sha("a"), sha("b")])
+    assert mixed.counting == (True, False)
+    assert mixed.total == 1
+    assert [s.mean_rank for s in mixed.rows] == [1, 2]
+    assert mixed.rows[0].model_sha == sha("a")
+    alone = standings(rows, [SMOKE], [sha("a"), sha("b")])
+    assert (alone.total, alone.rows[0].model_sha) == (1, sha("b"))
+
+
+def test_a_model_without_the_sanity_check_is_complete():
+    board = stand(rows_of({"a": {"t": 0.7}}), [T, SMOKE])
+    assert (board["a"].done, board["a"].mean_rank) == (1, 1)
+    assert board["a"].cells[1].reason == "not evaluated"
+
+
+# --- empty cells ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("unit", "reason"),
+    [
+        ({"task": "u"}, "not evaluated"),
+        ({"task_version": 3}, "evaluated on version 3 of the task only"),
+        ({"probe": "knn"}, "evaluated with knn only"),
+        ({"probe_version": 2}, "evaluated with version 2 of linear only"),
+        ({}, "evaluated without auroc at these shots"),
+    ],
+)
+def test_an_empty_cell_says_what_was_evaluated_instead(unit, reason):
+    there = Unit(sha("a"), "t", 1, "linear", 1, "data", "split")._replace(**unit)
+    board = stand([], [T], models=["a"], evaluated=[there])
+    assert board["a"].cells[0].reason == reason
+
+
+def test_a_board_without_tasks_lists_the_models_without_ranks():
+    board = stand([], [], models=["a", "b"])
+    assert {(s.done, s.mean_rank, s.place) for s in board.values()} == {(0, None, None)}
