@@ -147,9 +147,10 @@ def parse(path: Path, head: bytes) -> Header:
     except (HeaderDataError, KeyError):
         dtype = np.dtype("V")
     check_dtype(dtype, str(path))
-    _check_lengths(path, np.asarray(header["pixdim"], np.float64), int(header["xyzt_units"]))  # pyright: ignore[reportArgumentType]
-    if abs(float(header["pixdim"][0])) != 1:  # pyright: ignore
-        header["pixdim"][0] = 1  # as the standard reads any other qfac; nibabel refuses it
+    pixdim = np.asarray(header["pixdim"], np.float64)
+    _check_lengths(path, pixdim, int(np.asarray(header["xyzt_units"])))
+    if abs(pixdim[0]) != 1:  # the standard reads any other qfac as 1; nibabel refuses it
+        header["pixdim"] = [1, *pixdim[1:]]
     try:
         affine = np.asarray(header.get_best_affine(), dtype=np.float64)
         slope, inter = header.get_slope_inter()
@@ -162,7 +163,7 @@ def parse(path: Path, head: bytes) -> Header:
             f"{path}: the affine {np.round(affine[:3], 4).tolist()} does not span space. Three "
             "finite, independent directions are expected: correct sform or qform."
         )
-    offset = float(header["vox_offset"])  # pyright: ignore[reportArgumentType]
+    offset = float(np.asarray(header["vox_offset"]))
     if not length <= offset <= MAX_OFFSET:
         raise VolumeError(
             f"{path}: the voxels are said to begin at byte {offset:g}; expected {length} to "

@@ -57,7 +57,7 @@ class Cell:
     rank: float | None = None
     """Among the ranked rows of the column; None: does not compete."""
     best: bool = False
-    """Holds the best score of the column."""
+    """Holds the best score of a column in which at least two rows compete."""
     reason: str = ""
     """Why the cell is empty, or why its row does not compete."""
 
@@ -224,7 +224,7 @@ def _column(column: Column, rows: Sequence[StoredRow]) -> dict[str, Cell]:
     }
     ranks = average_ranks(scores, column.higher_is_better)
     pick = max if column.higher_is_better else min
-    best = pick(scores.values(), default=None)
+    best = pick(scores.values()) if len(scores) > 1 else None
     return {
         sha: Cell(row, ranks.get(sha), sha in scores and scores[sha] == best, reasons[sha])
         for sha, row in chosen.items()

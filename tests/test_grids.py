@@ -1,7 +1,5 @@
-import os
 from dataclasses import replace
 from itertools import pairwise
-from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -294,9 +292,9 @@ def test_without_spacing_nothing_is_cut_off(shape, spacing, grid):
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.integers(1, 400), st.integers(1, 128), st.floats(0.0, 0.95))
-def test_tiles_cover_everything_with_the_least_overlap_and_are_as_few_as_possible(n, tile, overlap):
-    card = card_of((tile, 1, 1), tiling="tiles", overlap=overlap)
+@given(st.integers(1, 400), st.integers(1, 128), st.integers(0, 950))
+def test_tiles_cover_everything_with_the_least_overlap_and_are_as_few_as_possible(n, tile, mille):
+    card = card_of((tile, 1, 1), tiling="tiles", overlap=mille / 1000)
     starts = plan((n, 1, 1), np.eye(4), card).starts[0]
     if n <= tile:
         assert starts == (-((tile - n) // 2),)
@@ -304,9 +302,10 @@ def test_tiles_cover_everything_with_the_least_overlap_and_are_as_few_as_possibl
     assert starts[0] == 0
     assert starts[-1] == n - tile
     gaps = [b - a for a, b in pairwise(starts)]
-    assert max(gaps) <= max(1, tile * (1 - overlap) + 1e-6)
+    stride = max(1, tile * (1000 - mille) // 1000)  # the widest gap that keeps the overlap
+    assert max(gaps) <= stride
     assert max(gaps) - min(gaps) <= 1
-    assert (len(starts) - 2) * max(1, int(tile * (1 - overlap) + 1e-6)) < n - tile
+    assert (len(starts) - 2) * stride < n - tile  # one tile less would not reach the end
 
 
 def test_tiles_are_pieces_of_one_image_on_one_scale():
@@ -319,6 +318,15 @@ def test_tiles_are_pieces_of_one_image_on_one_scale():
         assert len(tiles) == 3 * 3 * 2
         for tile, (x, y, z) in zip(tiles, corners, strict=True):
             np.testing.assert_array_equal(tile[0], whole[x : x + 8, y : y + 8, z : z + 8])
+
+
+def test_a_crop_has_the_scale_of_the_whole_image():
+    volume = noise((20, 18, 9))
+    volume.voxels[0, 0, 0, :5] = 40.0
+    for how in (IDENTITY, ZScore(), MinMax()):
+        whole = to_tiles(volume, card_of((20, 18, 9), intensity=how))[0, 0]
+        crop = to_tiles(volume, card_of((8, 8, 8), intensity=how))[0, 0]
+        np.testing.assert_array_equal(crop, whole[6:14, 5:13, 0:8])
 
 
 @pytest.mark.parametrize("tiling", ["crop", "tiles"])
@@ -515,11 +523,10 @@ def test_a_result_that_would_not_fit_in_memory_is_refused(tiling):
         ("Task04_Hippocampus/imagesTr/hippocampus_003.nii.gz", "scanner"),
     ],
 )
-def test_real_images_become_finite_tiles_with_contrast(path, unit):
-    root = Path(os.environ.get("TOMOPROBE_DATA") or Path(__file__).parents[2] / "shared" / "data")
-    if not (root / path).is_file():
+def test_real_images_become_finite_tiles_with_contrast(path, unit, data_root):
+    if not (data_root / path).is_file():
         pytest.skip(f"{path} is not under the data root")
-    volume = read_nifti(root / path, unit)
+    volume = read_nifti(data_root / path, unit)
     how = Window(-1000, 1000) if unit == "HU" else ZScore()
     for card in (
         card_of((32, 32, 32), (2.0, 2.0, 2.0), "LAI", how, tiling="tiles"),

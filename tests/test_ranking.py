@@ -56,6 +56,11 @@ def test_equal_scores_share_a_rank():
     assert board["b"].place == 3
 
 
+def test_a_model_alone_on_a_task_is_not_called_the_best():
+    cell = stand(rows_of({"a": {"t": 0.9}}), [T])["a"].cells[0]
+    assert (cell.rank, cell.best) == (1, False)
+
+
 @given(st.dictionaries(st.text(min_size=1), st.integers(-5, 5), min_size=1), st.booleans())
 def test_ranks_add_up_whatever_the_ties(values, higher):
     ranks = average_ranks(values, higher)

@@ -5,6 +5,7 @@ import os
 import struct
 import subprocess
 import sys
+import tracemalloc
 import zipfile
 from pathlib import Path
 
@@ -30,13 +31,6 @@ SHAPE = (7, 9, 5)
 
 # byte positions in a NIfTI-1 header, from nifti1.h
 DIM, DATATYPE, PIXDIM, VOX_OFFSET, XYZT, SFORM_CODE, SROW = 40, 70, 76, 108, 123, 254, 280
-
-
-def data_root() -> Path:
-    root = Path(os.environ.get("TOMOPROBE_DATA") or Path(__file__).parents[2] / "shared" / "data")
-    if not root.is_dir():
-        pytest.skip("no real data: set TOMOPROBE_DATA to a folder that holds them")
-    return root
 
 
 def affine_of(codes: str, spacing=SPACING, angle: float = 0.0, shear: float = 0.0) -> np.ndarray:
@@ -273,6 +267,18 @@ def test_a_header_that_promises_100_gb_is_refused_before_anything_is_unpacked(
         with pytest.raises(VolumeError, match="too short"):  # the cap gone: the file is too small
             read_nifti(file, "HU")
         monkeypatch.delenv("TOMOPROBE_MAX_VOXELS")
+
+
+def test_a_header_is_judged_before_its_voxels_are_unpacked(tmp_path):
+    path = patched(tmp_path / "x.nii", (DIM, "4h", (3, 4000, 4000, 3200)))
+    path.write_bytes(gzip.compress(path.read_bytes()[:352] + bytes(2**25), 1))
+    tracemalloc.start()
+    try:
+        with pytest.raises(VolumeError, match="voxels; at most"):
+            read_nifti(path, "HU")
+        assert tracemalloc.get_traced_memory()[1] < 2**22
+    finally:
+        tracemalloc.stop()
 
 
 def test_the_cap_on_voxels_comes_from_the_environment(tmp_path, monkeypatch):
@@ -581,8 +587,8 @@ def check_real(path: Path, unit) -> Volume:
 
 
 @pytest.mark.parametrize("patient", ["STS_001", "STS_021", "STS_039"])
-def test_real_ct_and_mr_with_their_tumor_masks_open(patient):
-    folder = data_root() / "soft_tissue_sarcoma" / patient
+def test_real_ct_and_mr_with_their_tumor_masks_open(patient, data_root):
+    folder = data_root / "soft_tissue_sarcoma" / patient
     if not folder.is_dir():
         pytest.skip(f"{patient} is not under the data root")
     for image, unit in [("ct", "HU"), ("mr", "scanner")]:
@@ -591,8 +597,10 @@ def test_real_ct_and_mr_with_their_tumor_masks_open(patient):
         check_same_grid(volume, affine, mask.shape)
 
 
-def test_real_hippocampus_crops_of_every_dtype_open_and_their_masks_have_the_known_volume():
-    folder = data_root() / "Task04_Hippocampus"
+def test_real_hippocampus_crops_of_every_dtype_open_and_their_masks_have_the_known_volume(
+    data_root,
+):
+    folder = data_root / "Task04_Hippocampus"
     if not folder.is_dir():
         pytest.skip("Task04_Hippocampus is not under the data root")
     table = (folder / "volumes_mm3.csv").read_text().splitlines()[1:]
@@ -608,8 +616,8 @@ def test_real_hippocampus_crops_of_every_dtype_open_and_their_masks_have_the_kno
     assert len(seen) > 1
 
 
-def test_real_heads_in_psr_order_open():
-    folder = data_root() / "ixi10" / "nifti"
+def test_real_heads_in_psr_order_open(data_root):
+    folder = data_root / "ixi10" / "nifti"
     paths = sorted(folder.glob("*.nii.gz"))[:2]
     if not paths:
         pytest.skip("ixi10 is not under the data root")
@@ -617,8 +625,8 @@ def test_real_heads_in_psr_order_open():
         assert check_real(path, "scanner").spacing == pytest.approx((2, 2, 2), rel=1e-4)
 
 
-def test_the_real_adrenal_file_opens():
-    path = data_root() / "medmnist" / "adrenalmnist3d.npz"
+def test_the_real_adrenal_file_opens(data_root):
+    path = data_root / "medmnist" / "adrenalmnist3d.npz"
     if not path.is_file():
         pytest.skip("adrenalmnist3d is not under the data root")
     arrays = read_npz(path, ["test_images", "test_labels"])

@@ -1,0 +1,282 @@
+"""The commands, as they are typed."""
+
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import pytest
+
+from tomoprobe.submissions import cli
+
+from .test_contributing import ENCODER_FILE, TASK_FILE
+
+FIELDS = (
+    "model, model_sha, task, task_version, probe, probe_version, metric, shots, seed, score, low, "
+    "high, spread, n_test, subset, seconds, device, software, dataset_sha, split_sha"
+)
+
+
+def typed(capsys: pytest.CaptureFixture, *arguments: object) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of ``tomoprobe ARGUMENTS``."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["tomoprobe", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+    output = capsys.readouterr()
+    return int(stopped.value.code or 0), output.out, output.err
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A private task with its data, and a private encoder."""
+    folder = tmp_path_factory.mktemp("work")
+    (folder / "my_task.py").write_text(TASK_FILE)
+    (folder / "my_encoder.py").write_text(ENCODER_FILE)
+    (folder / "data" / "my_task").mkdir(parents=True)
+    for number in range(40):
+        voxels = np.random.default_rng(number).normal(100, 20, (24, 24, 24)).astype(np.float32)
+        half = slice(12, None) if number % 2 else slice(None, 12)
+        voxels[half] += 3
+        nib.save(
+            nib.Nifti1Image(voxels, np.eye(4)), folder / "data" / "my_task" / f"{number:03d}.nii.gz"
+        )
+    return folder
+
+
+@pytest.fixture
+def evaluate(
+    work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    """``evaluate(*more)``: the private encoder on the private task, into a database of its own."""
+    monkeypatch.setenv("TOMOPROBE_HOME", str(tmp_path / "home"))
+    monkeypatch.syspath_prepend(str(work))
+
+    def run(*more: object, data: Path = work / "data") -> tuple[int, str, str]:
+        base = ("evaluate", "--encoder", "my_encoder:build", "--task", work / "my_task.py")
+        return typed(capsys, *base, "--data-root", data, "--db", tmp_path / "scores.db", *more)
+
+    return run
+
+
+def rows(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_evaluate_writes_rows_predictions_and_a_table(evaluate, tmp_path: Path) -> None:
+    code, out, err = evaluate("--json", tmp_path / "rows.jsonl", "--predictions", tmp_path / "p")
+    assert code == 0, err
+    assert "my_task: AUROC" in out and "blocks" in out
+    written = rows(tmp_path / "rows.jsonl")
+    assert {row["probe"] for row in written} == {"linear", "linear_pca64", "knn"}
+    assert all(", ".join(row) == FIELDS for row in written)
+    assert not any(row["subset"] for row in written)
+    files = sorted((tmp_path / "p").glob("*.parquet"))
+    assert len(files) == 3
+    table = pd.read_parquet(files[0])
+    assert {"case", "patient", "target", "p0", "p1"} <= set(table.columns)
+
+
+def test_a_second_run_computes_nothing_and_says_the_same(
+    evaluate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluate("--json", tmp_path / "first.jsonl")
+    from tomoprobe.benchmark import cache
+    from tomoprobe.benchmark import evaluate as spine
+
+    def never(*arguments: object) -> None:
+        raise AssertionError("computed again")
+
+    monkeypatch.setattr(cache, "extract", never)
+    monkeypatch.setattr(spine, "predict", never)
+    code, _, err = evaluate("--json", tmp_path / "second.jsonl")
+    assert code == 0, err
+    assert (tmp_path / "first.jsonl").read_text() == (tmp_path / "second.jsonl").read_text()
+
+
+def test_two_runs_from_nothing_give_identical_scores(
+    evaluate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluate("--json", tmp_path / "first.jsonl")
+    monkeypatch.setenv("TOMOPROBE_HOME", str(tmp_path / "another_home"))
+    evaluate("--json", tmp_path / "second.jsonl", "--db", tmp_path / "another.db")
+    timed = {"seconds": 0}
+    first, second = (
+        [{**row, **timed} for row in rows(tmp_path / f"{n}.jsonl")] for n in ("first", "second")
+    )
+    assert first == second
+
+
+def test_recompute_finds_every_row_and_notices_a_changed_one(
+    evaluate, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    evaluate()
+    code, out, _ = typed(capsys, "recompute", "--db", tmp_path / "scores.db")
+    assert code == 0
+    assert "15 of 15 rows equal" in out
+    with sqlite3.connect(tmp_path / "scores.db") as connection:
+        connection.execute("update results set score = score + 1e-9 where metric = 'auroc'")
+    code, out, _ = typed(capsys, "recompute", "--db", tmp_path / "scores.db")
+    assert code == 1
+    assert "12 of 15 rows equal" in out
+
+
+def test_an_incomplete_copy_is_refused_unless_marked(evaluate, work: Path, tmp_path: Path) -> None:
+    part = tmp_path / "part"
+    (part / "my_task").mkdir(parents=True)
+    for path in sorted((work / "data" / "my_task").iterdir())[2:]:
+        (part / "my_task" / path.name).symlink_to(path)
+    code, _, err = evaluate(data=part)
+    assert code == 2 and "--subset" in err and "38" in err and "40" in err
+    code, out, err = evaluate("--subset", "--json", tmp_path / "rows.jsonl", data=part)
+    assert code == 0, err
+    assert "never ranked" in out
+    assert all(row["subset"] for row in rows(tmp_path / "rows.jsonl"))
+
+
+def test_a_dry_run_tells_the_cost_and_stores_nothing(evaluate, tmp_path: Path) -> None:
+    code, out, err = evaluate("--dry-run")
+    assert code == 0, err
+    assert "my_task" in out and "40" in out and "MB" in out
+    with sqlite3.connect(tmp_path / "scores.db") as connection:
+        assert connection.execute("select count(*) from results").fetchone() == (0,)
+    assert not list((tmp_path / "home").rglob("*.safetensors"))
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root writes everywhere")
+def test_a_read_only_data_root_is_enough_for_a_user(evaluate, work: Path) -> None:
+    (work / "data").chmod(0o555)
+    assert evaluate()[0] == 0
+
+
+def test_nothing_is_written_into_the_data_root(evaluate, work: Path) -> None:
+    before = sorted(work.joinpath("data").rglob("*"))
+    assert evaluate()[0] == 0
+    assert sorted(work.joinpath("data").rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--task", "smoke_lession"), "Did you mean 'smoke_lesion'"),
+        (("--suite", "smok"), "Did you mean 'smoke'"),
+        (("--probe", "linaer"), "Did you mean 'linear'"),
+        (("--encoder", "textrue"), "Did you mean 'texture'"),
+        (("--task", "./nowhere.py"), "nowhere.py"),
+        (("--arguments", "{"), "not JSON"),
+        (("--device", "cuda:99"), "cuda:99"),
+    ],
+)
+def test_a_slip_of_the_pen_is_told(evaluate, arguments: tuple[str, str], message: str) -> None:
+    code, _, err = evaluate(*arguments)
+    assert code == 2
+    assert message in err
+    assert "Traceback" not in err
+
+
+def test_a_task_without_data_says_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.delenv("TOMOPROBE_DATA", raising=False)
+    monkeypatch.setenv("TOMOPROBE_HOME", str(tmp_path))
+    base = ("evaluate", "--encoder", "texture", "--task", "adrenal_mnist3d")
+    for more in ((), ("--data-root", tmp_path / "empty")):
+        code, _, err = typed(capsys, *base, *more)
+        assert code == 2
+        assert "--data-root" in err or "TOMOPROBE_DATA" in err
+
+
+def test_a_locked_database_is_told(evaluate, tmp_path: Path, monkeypatch) -> None:
+    evaluate("--probe", "knn")
+    from tomoprobe.leaderboard import opening
+
+    monkeypatch.setattr(opening, "BUSY_TIMEOUT_S", 0.2)
+    holder = sqlite3.connect(tmp_path / "scores.db")
+    try:
+        holder.execute("begin exclusive")
+        code, _, err = evaluate()
+    finally:
+        holder.close()
+    assert code == 2
+    assert "locked" in err and "Traceback" not in err
+
+
+@pytest.mark.slow
+def test_a_killed_run_loses_at_most_the_unit_in_hand(work: Path, tmp_path: Path) -> None:
+    environment = {
+        **os.environ,
+        "TOMOPROBE_HOME": str(tmp_path / "home"),
+        "PYTHONPATH": str(work),
+        "OMP_NUM_THREADS": "1",
+    }
+    command = [sys.executable, "-m", "tomoprobe.submissions", "evaluate", "--encoder"]
+    command += ["my_encoder:build", "--task", str(work / "my_task.py"), "--db"]
+    command += [str(tmp_path / "scores.db"), "--data-root", str(work / "data")]
+
+    def stored() -> set[tuple]:
+        try:
+            with sqlite3.connect(tmp_path / "scores.db") as connection:
+                return set(connection.execute("select probe, metric, score, added from results"))
+        except sqlite3.OperationalError:
+            return set()
+
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not stored() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    before = stored()
+    assert before, "the run was killed before anything was stored"
+    assert len(before) % 5 == 0, "a unit is stored whole or not at all"
+    subprocess.run([*command, "--json", str(tmp_path / "rows.jsonl")], env=environment, check=True)
+    assert before <= stored()
+    assert len(stored()) == len(rows(tmp_path / "rows.jsonl")) == 15
+
+
+def test_cache_shows_and_cleans(evaluate, capsys: pytest.CaptureFixture) -> None:
+    evaluate()
+    code, out, _ = typed(capsys, "cache", "--json")
+    assert code == 0
+    (entry,) = json.loads(out)
+    assert entry["model"] == "blocks" and entry["n"] == 40 and entry["width"] == 64
+    assert "freed" in typed(capsys, "cache", "--clean")[1]
+    assert json.loads(typed(capsys, "cache", "--json")[1]) == []
+
+
+@pytest.mark.parametrize("command", ["tasks", "encoders", "probes"])
+def test_listings_speak_json_and_tables(command: str, capsys: pytest.CaptureFixture) -> None:
+    code, out, _ = typed(capsys, command, "--json")
+    assert code == 0 and json.loads(out)
+    assert typed(capsys, command)[0] == 0
+
+
+def test_tasks_are_filtered(capsys: pytest.CaptureFixture) -> None:
+    found = json.loads(
+        typed(capsys, "tasks", "--json", "--modality", "ct", "--kind", "regression")[1]
+    )
+    assert {card["name"] for card in found} == {"sarcoma_ct_age"}
+    smoke = json.loads(typed(capsys, "tasks", "--json", "--suite", "smoke")[1])
+    assert {card["name"] for card in smoke} == {"smoke_lesion", "smoke_ventricles"}
+
+
+@pytest.mark.slow
+def test_quickstart_fills_a_board_without_a_terminal(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    code, out, err = typed(capsys, "quickstart", "--db", tmp_path / "board.db")
+    assert code == 0, err
+    assert "tomoprobe serve --db" in out
+    for name in ("intensity", "texture", "random_resnet10", "random_swin", "random_slices"):
+        assert name in out
+    assert "never evidence" in out
+    with sqlite3.connect(tmp_path / "board.db") as connection:
+        (n,) = connection.execute("select count(*) from results where low < high").fetchone()
+    assert n == 5 * 3 * (5 + 3)  # encoders x probes x metrics of the two tasks
