@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import cast
 
 import numpy as np
+from isal import igzip, isal_zlib
 
 from .errors import VolumeError
 from .types import Shape
@@ -221,7 +222,7 @@ def reading(path: Path) -> Iterator[None]:
         yield
     except FileNotFoundError as error:
         raise VolumeError(f"{path} is missing. Check the data root and the download.") from error
-    except (EOFError, gzip.BadGzipFile, zlib.error, zipfile.BadZipFile) as error:
+    except (EOFError, gzip.BadGzipFile, zlib.error, isal_zlib.error, zipfile.BadZipFile) as error:
         raise VolumeError(
             f"{path} is damaged: {error}. An intact file is expected: copy or download it again."
         ) from error
@@ -233,7 +234,8 @@ def reading(path: Path) -> Iterator[None]:
 
 
 def _open(path: Path, is_gzip: bool) -> BufferedIOBase:
-    return cast(BufferedIOBase, gzip.open(path) if is_gzip else path.open("rb"))
+    # ISA-L inflates three times as fast as zlib, and inflating is most of the time of a read
+    return cast(BufferedIOBase, igzip.open(path) if is_gzip else path.open("rb"))
 
 
 def _shape(path: Path, dim: list[int]) -> Shape:

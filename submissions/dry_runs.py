@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..benchmark.features import extract
-from ..benchmark.grids import to_tiles
+from ..benchmark.grids import tile_count
 from ..benchmark.types import Task
 from .runner import open_task
 from .session import LoadEncoder, Session
@@ -49,7 +49,10 @@ def plan(
             card = task.task.card
             box = card.field_of_view_mm
             sample = list(task.cases[:SAMPLED])
-            tiles = sum(len(to_tiles(case.load(), encoder.card, box)) for case in sample)
+            volumes = [case.load() for case in sample]
+            tiles = sum(
+                tile_count(v.voxels.shape[1:], v.affine, encoder.card, box) for v in volumes
+            )
             started = time.perf_counter()
             extract(encoder, sample, box, work.device)
             scale = len(task.cases) / len(sample)
