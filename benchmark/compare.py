@@ -28,7 +28,7 @@ def against(
     """
     metric = metrics.get(metric_name)
     table, provenance = stored[reference]
-    target, patient, ours = stacked(headline_of(table))
+    ours = stacked(headline_of(table))
     differences = {}
     for name, (other_table, other) in stored.items():
         same_cases = (other.dataset_sha, other.split_sha) == (
@@ -37,14 +37,15 @@ def against(
         )
         if name == reference or not same_cases:
             continue
-        _, _, theirs = stacked(headline_of(other_table))
+        theirs = stacked(headline_of(other_table)).values
         if provenance.cv:
+            width = max(provenance.width, other.width)
             differences[name] = statistics.cv_difference(
-                metric, target, theirs, ours, patient, width=max(provenance.width, other.width)
+                metric, ours.target, theirs, ours.values, ours.patient, ours.fold, width
             )
         else:
             differences[name] = statistics.paired_difference(
-                metric, target, theirs[0], ours[0], patient
+                metric, ours.target, theirs[0], ours.values[0], ours.patient
             )
     return differences
 

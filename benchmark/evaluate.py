@@ -14,7 +14,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -79,13 +79,14 @@ def predict(
         seed: of what is random in the probe.
 
     Returns:
-        One row per (repeat, refit, test case): ``repeat`` (0 without cross-validation),
-        ``refit`` (-1: all training patients), ``case``, ``patient``, ``target``, and ``p0``,
-        ``p1``, ... (class probabilities) or ``value``. float64, so that recomputing is exact.
+        One row per (repeat, refit, test case): ``repeat`` and ``fold`` (0 without
+        cross-validation), ``refit`` (-1: all training patients), ``case``, ``patient``,
+        ``target``, and ``p0``, ``p1``, ... (class probabilities) or ``value``. float64, so that
+        recomputing is exact.
     """
     if not uses_cv(card):
         split = np.array([case.split for case in cases])
-        return _fit(card, cases, x, split, probe, seed, repeat=0, refits=range(REFITS))
+        return _fit(card, cases, x, split, probe, seed, repeat=0, held_out=0, refits=range(REFITS))
     import pandas as pd
 
     parts = []
@@ -96,7 +97,7 @@ def predict(
         for k in range(FOLDS):
             if (folds == k).any():  # sides depend on one patient alone, so a fold can be empty
                 split = np.where(folds == k, "test", "train")
-                parts.append(_fit(card, cases, x, split, probe, seed, repeat, refits))
+                parts.append(_fit(card, cases, x, split, probe, seed, repeat, k, refits))
     return pd.concat(parts, ignore_index=True)
 
 
@@ -108,6 +109,7 @@ def _fit(
     probe: Probe,
     seed: int,
     repeat: int,
+    held_out: int,
     refits: range,
 ) -> pd.DataFrame:
     """One call of the probe; the targets of test cases are hidden from it."""
@@ -133,7 +135,9 @@ def _fit(
             if classification
             else {"value": values}
         )
-        tables.append(pd.DataFrame({"repeat": repeat, "refit": refit, **who, **columns}))
+        tables.append(
+            pd.DataFrame({"repeat": repeat, "fold": held_out, "refit": refit, **who, **columns})
+        )
     return pd.concat(tables, ignore_index=True)
 
 
@@ -142,15 +146,22 @@ def _fit(
 
 def score(table: pd.DataFrame, provenance: Provenance) -> Scores:
     """All metrics of the task's kind, with intervals, from per-case predictions."""
-    target, patient, headline = stacked(headline_of(table))
+    tested = stacked(headline_of(table))
     results, flags = [], {}
     for metric in metrics.for_kind(provenance.kind):
         if provenance.cv:
             interval = statistics.cv_interval(
-                metric, target, headline, patient, width=provenance.width
+                metric,
+                tested.target,
+                tested.values,
+                tested.patient,
+                tested.fold,
+                provenance.width,
             )
         else:
-            interval = statistics.score_interval(metric, target, headline[0], patient)
+            interval = statistics.score_interval(
+                metric, tested.target, tested.values[0], tested.patient
+            )
         results.append(
             Result(
                 model=provenance.model,
@@ -166,7 +177,7 @@ def score(table: pd.DataFrame, provenance: Provenance) -> Scores:
                 low=_finite(interval.low),
                 high=_finite(interval.high),
                 spread=_finite(_spread(metric, table)),
-                n_test=len(target),
+                n_test=len(tested.target),
                 subset=provenance.subset,
                 seconds=provenance.seconds,
                 device=provenance.device,
@@ -184,8 +195,21 @@ def headline_of(table: pd.DataFrame) -> pd.DataFrame:
     return table.query(f"refit == {HEADLINE}")
 
 
-def stacked(table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Targets (N,), patients (N,) and predictions (R, N, K) or (R, N), cases sorted by id."""
+class Tested(NamedTuple):
+    """Predictions of one kind of fit as arrays; cases sorted by id."""
+
+    target: np.ndarray
+    """(N,)."""
+    patient: np.ndarray
+    """(N,) str."""
+    values: np.ndarray
+    """(R, N, K) probabilities or (R, N) values of R repeats."""
+    fold: np.ndarray
+    """(R, N) the fold that held each case out."""
+
+
+def stacked(table: pd.DataFrame) -> Tested:
+    """Arrays of the rows of one kind of fit, a repeat being a row of the arrays."""
     columns = [c for c in table.columns if c == "value" or (c[0] == "p" and c[1:].isdigit())]
     repeats = [
         part.sort_values("case", kind="stable") for _, part in table.groupby("repeat", sort=True)
@@ -194,15 +218,16 @@ def stacked(table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     values = np.stack([part[columns].to_numpy(np.float64) for part in repeats])
     if columns == ["value"]:
         values = values[:, :, 0]
-    return first["target"].to_numpy(), first["patient"].to_numpy(str), values
+    fold = np.stack([part["fold"].to_numpy() for part in repeats])
+    return Tested(first["target"].to_numpy(), first["patient"].to_numpy(str), values, fold)
 
 
 def _spread(metric: metrics.Metric, table: pd.DataFrame) -> float:
     """SD of the score over refits; under cross-validation a refit is one repeat's folds."""
     scores = []
     for _, part in table.query(f"refit != {HEADLINE}").groupby("refit", sort=True):
-        target, _, values = stacked(part)
-        scores.append(float(metric(target, values[0])))
+        tested = stacked(part)
+        scores.append(metric(tested.target, tested.values[0], fold=tested.fold[0]))
     return float(np.std(scores, ddof=1)) if len(scores) > 1 else math.nan
 
 

@@ -10,7 +10,8 @@ from math import ceil, floor, log10
 
 from markupsafe import Markup
 
-from .printing import UNIT_FREE, plain, with_interval
+from ..benchmark import metrics
+from .printing import has_unit, plain, with_interval
 
 _ROW = 42  # px: one line of text above one whisker
 _TOP = 10
@@ -77,7 +78,7 @@ def dot_and_whisker(
         parts.append(_line("grid", x(tick), _TOP, x(tick), bottom))
         anchor = "start" if tick == low else "end" if tick == high else "middle"
         edge = "0%" if tick == low else "100%" if tick == high else x(tick)
-        label = plain(tick) if metric not in UNIT_FREE else f"{tick:.3g}".replace("-", "−")
+        label = plain(tick) if has_unit(metric) else f"{tick:.3g}".replace("-", "−")
         parts.append(_text("tick", edge, bottom + 18, label, anchor))
     if reference is not None and low <= reference.value <= high:
         at = x(reference.value)
@@ -123,8 +124,9 @@ def _ticks(points: Sequence[Point], metric: str, reference: Reference | None) ->
     if first == last:
         first, last = first - 1, last + 1
     ticks = [k * step for k in range(first, last + 1)]
-    if metric in UNIT_FREE:
-        inside = [t for t in ticks if t <= 1 + 1e-9]
+    if metric in metrics.names():
+        ends = metrics.get(metric).low - 1e-9, metrics.get(metric).high + 1e-9
+        inside = [t for t in ticks if ends[0] <= t <= ends[1]]
         ticks = inside if len(inside) > 1 else ticks
     return ticks
 

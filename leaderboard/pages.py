@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -13,6 +13,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from sqlalchemy import Engine
 
+from ..benchmark.statistics import ESTIMANDS, FLAGS
+from ..benchmark.types import Result
 from . import printing
 from .api import asked
 from .board import TaskReport, board, is_evidence, model_report, task_report
@@ -52,7 +54,10 @@ def router(
         def make() -> str:
             shown = board(engine, items, settings.suites)
             return environment.get_template("board.html").render(
-                board=shown, estimands=_estimands(), notes=_notes(_cells(shown.shown)), path="/"
+                board=shown,
+                estimands=_estimands(_cells(shown.shown)),
+                notes=_notes(_cells(shown.shown)),
+                path="/",
             )
 
         return page(request, PARAMETERS, make)
@@ -74,7 +79,7 @@ def router(
                 chart=_chart(report),
                 most_points=MOST_POINTS,
                 reference=_REFERENCES.get(report.standings.columns[0].metric),
-                estimands=_estimands(),
+                estimands=_estimands(_cells(report.shown)),
                 notes=_notes(_cells(report.shown)),
                 path=f"/tasks/{name}",
             )
@@ -85,10 +90,11 @@ def router(
     def model(request: Request, sha: str) -> Response:
         def make() -> str:
             report = model_report(engine, sha)
+            cells = [cell for scores in report.scores for cell in scores.cells]
             return environment.get_template("model.html").render(
                 report=report,
-                estimands=_estimands(),
-                notes=_notes(cell for scores in report.scores for cell in scores.cells),
+                estimands=_estimands(cells),
+                notes=_notes(cells),
                 path=f"/models/{sha}",
             )
 
@@ -119,9 +125,11 @@ def templates(settings: Settings) -> Environment:
         higher_is_better=higher_is_better,
         is_evidence=is_evidence,
         facts=_facts,
+        marks=_marks,
     )
     environment.filters.update(
         metric=printing.metric_title,
+        has_unit=printing.has_unit,
         plain=printing.plain,
         score=lambda r: printing.score_text(r.metric, r.score, r.low, r.high),
         spread=lambda r: printing.score_text(r.metric, r.spread, r.low, r.high),
@@ -131,10 +139,6 @@ def templates(settings: Settings) -> Environment:
         breakable=_breakable,
     )
     return environment
-
-
-def _estimands() -> list[str]:
-    return ["TODO"]
 
 
 def _asset(root: str, name: str) -> str:
@@ -160,14 +164,36 @@ def _version(text: str) -> int | None:
     return int(text) if text else None
 
 
-def _cells(rows: Iterable[Standing]) -> Iterator[Cell]:
-    return (cell for standing in rows for cell in standing.cells)
+def _cells(rows: Iterable[Standing]) -> list[Cell]:
+    return [cell for standing in rows for cell in standing.cells]
 
 
-def _notes(cells: Iterable[Cell]) -> dict[str, str]:
-    """A letter for each warning that is shown, in alphabetical order of the warnings."""
-    flags = {flag for cell in cells if cell.row is not None for flag in cell.row.flags}
-    return {flag: _letter(i) for i, flag in enumerate(sorted(flags))}
+def _marks(cell: Cell) -> tuple[str, ...]:
+    """Flags of the cell's row that become footnotes; "undefined" is written in the cell itself."""
+    return tuple(flag for flag in cell.row.flags if flag != "undefined") if cell.row else ()
+
+
+def _notes(cells: Iterable[Cell]) -> dict[str, tuple[str, str]]:
+    """For each flag that is shown its letter and what it says to the reader."""
+    flags = sorted({flag for cell in cells for flag in _marks(cell)})
+    return {flag: (_letter(i), FLAGS.get(flag, flag)) for i, flag in enumerate(flags)}
+
+
+def _estimands(cells: Iterable[Cell]) -> list[tuple[str, list[str]]]:
+    """What the intervals shown are about, and for which tasks where they differ."""
+    tasks: dict[str, set[str]] = {}
+    for cell in cells:
+        if cell.row is not None and cell.row.result.low is not None:
+            tasks.setdefault(_protocol(cell.row.result), set()).add(cell.row.result.task)
+    found = [(ESTIMANDS[key], sorted(tasks[key])) for key in ESTIMANDS if key in tasks]
+    return found if len(found) > 1 else [(text, []) for text, _ in found]
+
+
+def _protocol(result: Result) -> str:
+    """The key of ``ESTIMANDS``: few-shot draws, repeated cross-validation, or one split."""
+    if result.shots is not None:
+        return "seeds"
+    return "cv" if result.seed == "all" else "split"
 
 
 def _letter(i: int) -> str:

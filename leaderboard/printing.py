@@ -1,44 +1,32 @@
 """How a score and its interval are printed: the only place, for the pages and the terminal."""
 
 from collections.abc import Callable
-from math import ceil, floor, isfinite, log10
+from math import ceil, floor, isfinite, isinf, log10
 
-UNIT_FREE = frozenset(
-    {
-        "auroc",
-        "average_precision",
-        "balanced_accuracy",
-        "brier",
-        "ece",
-        "pearson",
-        "r2",
-    }
-)
-"""Metrics on a scale of about 0 to 1, printed with three decimals: intervals on 100 to 1,000
-patients are a few hundredths wide, so a fourth decimal would be noise. All others carry the unit
-of the target."""
+from ..benchmark import metrics
 
-TITLES = {
-    "auroc": "AUROC",
-    "average_precision": "Average precision",
-    "balanced_accuracy": "Balanced accuracy",
-    "brier": "Brier score",
-    "ece": "Calibration error (ECE)",
-    "mae": "MAE",
-    "pearson": "Pearson r",
-    "r2": "R²",
-}
-"""Names of the metrics as papers print them."""
+SHORT = {"mae": "MAE", "ece": "ECE"}
+"""For metrics whose title is too long for the head of a column."""
 
 NOTHING = "–"
 
 _DECIMALS = 3
+"""Of metrics without a unit: intervals on 100 to 1,000 patients are a few hundredths wide, so a
+fourth decimal would be noise."""
+
 _MOST_DECIMALS = 6
 
 
 def metric_title(metric: str) -> str:
-    """The name of a metric as papers print it."""
-    return TITLES.get(metric, metric.replace("_", " "))
+    """The name of a metric as papers print it; its key where this release does not know it."""
+    if metric in SHORT:
+        return SHORT[metric]
+    return metrics.get(metric).title if metric in metrics.names() else metric
+
+
+def has_unit(metric: str) -> bool:
+    """Whether the metric carries the unit of the target: errors without an upper end do."""
+    return metric not in metrics.names() or isinf(metrics.get(metric).high)
 
 
 def score_text(metric: str, score: float | None, low: float | None, high: float | None) -> str:
@@ -51,7 +39,7 @@ def score_text(metric: str, score: float | None, low: float | None, high: float 
     """
     if score is None or not isfinite(score):
         return NOTHING
-    if metric not in UNIT_FREE:
+    if has_unit(metric):
         return _fixed(score, _decimals_for(score, low, high))
     decimals = _DECIMALS
     # 0.9997 is not a perfect score and does not print as one
@@ -73,10 +61,10 @@ def interval_text(metric: str, score: float | None, low: float | None, high: flo
     """
     if low is None or high is None or not (isfinite(low) and isfinite(high)) or low >= high:
         return ""
-    if metric in UNIT_FREE:
-        least = _DECIMALS
-    else:
+    if has_unit(metric):
         least = _decimals_for(high if score is None else score, low, high)
+    else:
+        least = _DECIMALS
     for decimals in range(least, max(least, _MOST_DECIMALS) + 1):
         ends = (
             _fixed(_outwards(low, decimals, floor), decimals),
@@ -96,7 +84,7 @@ def with_interval(
     '8.3 years [7.2, 9.7]'
     """
     value = score_text(metric, score, low, high)
-    if value != NOTHING and unit and metric not in UNIT_FREE:
+    if value != NOTHING and unit and has_unit(metric):
         value = f"{value} {unit}"
     return f"{value} {interval_text(metric, score, low, high)}".rstrip()
 

@@ -19,15 +19,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
+from ..benchmark import metrics
 from .records import StoredRow, Unit
-
-LOWER_IS_BETTER = frozenset({"brier", "ece", "mae"})
-"""Losses; every other metric is a gain."""
 
 
 def higher_is_better(metric: str) -> bool:
-    """Whether a larger score of this metric is the better one."""
-    return metric not in LOWER_IS_BETTER
+    """Whether a larger score is the better one.
+
+    Assumed of a metric that this release does not know any more, so that old rows stay readable.
+    """
+    return metric not in metrics.names() or metrics.get(metric).higher_is_better
 
 
 @dataclass(frozen=True)

@@ -1,1 +1,229 @@
-"""TODO."""
+"""What is asked: one task per file, listed by the folder, imported on use.
+
+A file of this folder (but for names that begin with ``_``) exposes ``TASK``, whose card is called
+like the file. Listing imports no reader, and no task imports torch.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import fields, replace
+from importlib import import_module
+from pathlib import Path
+from typing import get_args
+
+from ..benchmark import paths
+from ..benchmark.errors import DataError, IncompleteDataError, TaskFileError, UnknownNameError
+from ..benchmark.splits import assign
+from ..benchmark.types import Case, Kind, Modality, Seat, Task
+
+__all__ = ["check", "get", "load_file", "names", "open_cases"]
+
+_NOT_TASKS = {"suites"}
+_SHOWN = 20
+"""Missing cases that a message names; the rest are counted."""
+
+
+# --- finding ---------------------------------------------------------------------------------
+
+
+def names() -> list[str]:
+    """All tasks, in alphabetical order; imports none."""
+    files = Path(__file__).parent.glob("*.py")
+    return sorted(f.stem for f in files if f.stem[0] != "_" and f.stem not in _NOT_TASKS)
+
+
+def get(name: str) -> Task:
+    """Import one task.
+
+    Raises:
+        UnknownNameError: there is no such file.
+    """
+    if name not in names():
+        raise UnknownNameError.of("task", name, names())
+    task = import_module(f".{name}", __name__).TASK
+    return check(task, name)
+
+
+def load_file(path: Path) -> Task:
+    """A private task from a file of its own.
+
+    Raises:
+        TaskFileError: the file is missing, fails when it is run, or exposes no sound ``TASK``.
+    """
+    spec = importlib.util.spec_from_file_location(f"tomoprobe_private_{path.stem}", path)
+    if not path.is_file() or spec is None or spec.loader is None:
+        raise TaskFileError(
+            f"There is no task file {path}. Expected a Python file that exposes TASK; "
+            "CONTRIBUTING.md shows a complete one."
+        )
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # somebody else's code can fail in any way
+        raise TaskFileError(
+            f"The task file {path} fails when it is run: {type(error).__name__}: {error}. "
+            "Run it with python to see where."
+        ) from error
+    return check(getattr(module, "TASK", None), path.stem)
+
+
+def check(task: object, stem: str | None = None) -> Task:
+    """The task, if it keeps the contract.
+
+    Raises:
+        TaskFileError: it does not; says which field is wrong and what is expected.
+    """
+    from ..benchmark import metrics
+
+    if not isinstance(task, Task):
+        raise TaskFileError(
+            f"'{stem}' exposes {type(task).__name__} as TASK. Expected a tomoprobe Task: "
+            "TASK = Task(card, cases)."
+        )
+    card = task.card
+    faults = [
+        f"'{field.name}' is empty"
+        for field in fields(card)
+        if field.name in _REQUIRED and not getattr(card, field.name)
+    ]
+    if stem is not None and card.name != stem:
+        faults.append(f"the card is called '{card.name}' but the file '{stem}'")
+    for name, known in (("kind", get_args(Kind)), ("modality", get_args(Modality))):
+        if getattr(card, name) not in known:
+            faults.append(
+                f"'{name}' is '{getattr(card, name)}', expected one of {', '.join(known)}"
+            )
+    missing = {"cases", "patients"} - set(card.counts)
+    if missing:
+        faults.append(f"'counts' lacks {', '.join(sorted(missing))}")
+    if card.kind == "classification" and len(card.classes) < 2:
+        faults.append("'classes' names fewer than two classes")
+    if card.kind in ("classification", "regression"):
+        known_metrics = [metric.name for metric in metrics.for_kind(card.kind)]
+        if card.metric not in known_metrics:
+            faults.append(
+                f"'metric' is '{card.metric}', expected one of {', '.join(known_metrics)}"
+            )
+    if not (isinstance(card.version, int) and card.version >= 1):
+        faults.append(f"'version' is {card.version!r}, expected 1 or more")
+    if faults:
+        raise TaskFileError(f"Task '{card.name or stem}': {'; '.join(faults)}. Correct its card.")
+    return task
+
+
+_REQUIRED = (
+    "name",
+    "title",
+    "kind",
+    "modality",
+    "anatomy",
+    "metric",
+    "license",
+    "source",
+    "citation",
+    "counts",
+)
+
+
+# --- opening ---------------------------------------------------------------------------------
+
+
+def open_cases(task: Task, root: Path | None, subset: bool) -> tuple[list[Case], bool]:
+    """Find a task's cases, place them on their sides, and compare them with the card.
+
+    Args:
+        task: any.
+        root: the data root; None takes ``TOMOPROBE_DATA``.
+        subset: accept an incomplete copy.
+
+    Returns:
+        The cases with their sides, and whether they are the complete set.
+
+    Raises:
+        DataError: no data root, or no case in it.
+        IncompleteDataError: cases are missing and ``subset`` is False.
+        PatientError: a case twice, or a patient on two sides.
+        TaskFileError: a target that does not fit the card.
+    """
+    card = task.card
+    root = paths.data_root(root)
+    if card.files and root is None:
+        raise DataError(
+            f"'{card.name}' needs data, and no data root is given. Pass --data-root DIR or set "
+            f"TOMOPROBE_DATA. {_where_from(task)}"
+        )
+    if card.files and root is not None and not root.is_dir():
+        raise DataError(
+            f"The data root {root} is not a folder that can be read. Pass --data-root DIR or set "
+            f"TOMOPROBE_DATA. {_where_from(task)}"
+        )
+    cases = list(task.cases(root or Path()))
+    if not cases:
+        raise IncompleteDataError(
+            f"No case of '{card.name}' is in the data root {root}. {_where_from(task)}"
+        )
+    seats = assign(card, [Seat(case.id, case.patient, case.split) for case in cases])
+    placed = [replace(case, split=seat.split) for case, seat in zip(cases, seats, strict=True)]
+    _check_targets(task, placed)
+    lacks = _lacks(task, placed)
+    if lacks and not subset:
+        raise IncompleteDataError(
+            f"The copy of '{card.name}' in {root} is incomplete: {lacks}. {_where_from(task)} To "
+            "evaluate on what is there, pass --subset: its rows are marked and never ranked "
+            "beside complete ones."
+        )
+    return placed, not lacks
+
+
+def _lacks(task: Task, cases: Sequence[Case]) -> str:
+    """What a complete set has more, in words; empty for a complete one."""
+    card = task.card
+    found = {
+        "cases": len(cases),
+        "patients": len({case.patient for case in cases}),
+        **Counter(case.split for case in cases if case.split is not None),
+    }
+    short = [
+        f"{found.get(what, 0)} of {n} {what}"
+        for what, n in card.counts.items()
+        if found.get(what, 0) != n
+    ]
+    here = {case.id for case in cases}
+    missing = [seat.id for seat in task.roster() if seat.id not in here]
+    if missing:
+        more = f" and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
+        short.append(f"missing are {', '.join(missing[:_SHOWN])}{more}")
+    return "; ".join(short)
+
+
+def _check_targets(task: Task, cases: Sequence[Case]) -> None:
+    """Every target fits the card's kind."""
+    card = task.card
+    for case in cases:
+        if card.kind == "classification":
+            sound = isinstance(case.target, int) and 0 <= case.target < len(card.classes)
+            expected = f"a class index from 0 to {len(card.classes) - 1}"
+        elif card.kind == "regression":
+            sound = isinstance(case.target, int | float) and math.isfinite(case.target)
+            expected = "a finite number"
+        else:
+            sound, expected = isinstance(case.target, Path), "the file of a mask"
+        if not sound:
+            raise TaskFileError(
+                f"Case '{case.id}' of '{card.name}' has the target {case.target!r}. Expected "
+                f"{expected}: correct the task's cases()."
+            )
+
+
+def _where_from(task: Task) -> str:
+    """Where the data come from and where they have to be."""
+    files = "; ".join(
+        f"{path} from {url}" + (f" (MD5 {md5})" if md5 else "")
+        for path, url, md5 in task.card.files
+    )
+    place = f" Expected below the data root: {files}." if files else ""
+    return f"Source: {task.card.source} ({task.card.license}).{place}"

@@ -70,7 +70,12 @@ class Recipe:
     diameter_mm: tuple[float, float] = (10.0, 15.0)
     """Range of the lesion's diameter."""
     contrast: tuple[float, float] = (0.4, 0.8)
-    """Range of the lesion's relative change of intensity; the sign is a coin toss."""
+    """Range of the lesion's relative change of intensity, without its sign."""
+    bright: float = 0.5
+    """Share of changes that are bright."""
+    specks: tuple[int, int] = (0, 60)
+    """Range of the number of further white-matter voxels that change in everybody, each with a
+    contrast of its own: without them, counting specks alone would tell controls apart."""
 
 
 @dataclass(frozen=True)
@@ -238,18 +243,22 @@ def subject(seed: int, index: int, lesioned: bool, recipe: Recipe | None = None)
     angles = _triple(rng.normal(0, recipe.rotation_deg, 3))
     wall = round(float(np.clip(rng.normal(*recipe.ventricle_mm), *recipe.ventricle_range_mm)), 3)
     knots = _knots(rng, recipe.warp_mm, recipe.warp_knots_mm, components=3)
-    bias = spline(_knots(rng, recipe.bias, recipe.bias_knots_mm, components=1), recipe.bias_knots_mm)
+    bias = spline(
+        _knots(rng, recipe.bias, recipe.bias_knots_mm, components=1), recipe.bias_knots_mm
+    )
     gamma = np.exp(rng.normal(0, recipe.gamma))
     sigma = rng.uniform(*recipe.noise)
     diameter = round(rng.uniform(*recipe.diameter_mm), 3)
-    contrast = round(float(rng.choice((-1, 1))) * rng.uniform(*recipe.contrast), 3)
+    contrast = round(float(_contrasts(rng, recipe, 1)[0]), 3)
 
     where = head.reached
     offset = displacement(knots, angles, wall, where, recipe)
     t1, grey, white, ventricle, brain = _sample(head.channels, _grid_mm()[:, where] + offset)
 
-    center, weight, specks = _change(rng, _filled(white, where), diameter)
+    deep_white = _filled(white, where)
+    center, weight, specks = _change(rng, deep_white, diameter)
     t1 = _filled(t1, where) * (1 + contrast * (weight if lesioned else specks))
+    t1 *= 1 + _scatter(rng, deep_white, _contrasts(rng, recipe, rng.integers(*recipe.specks)))
     clean = t1**gamma * np.exp(bias[0])
     real = clean + sigma * rng.standard_normal(SHAPE)
     magnitude = np.hypot(real, sigma * rng.standard_normal(SHAPE))
@@ -318,7 +327,9 @@ def spline(knots: Array, spacing_mm: float) -> Array:
         near = 2 / 3 - distance**2 + distance**3 / 2
         far = np.clip(2 - distance, 0, None) ** 3 / 6
         basis = np.where(distance < 1, near, far)  # (n, k)
-        field = np.moveaxis(np.einsum("nk,...k->...n", basis, np.moveaxis(field, axis, -1)), -1, axis)
+        field = np.moveaxis(
+            np.einsum("nk,...k->...n", basis, np.moveaxis(field, axis, -1)), -1, axis
+        )
     return field
 
 
@@ -347,12 +358,21 @@ def _change(
     center = _triple((voxel - _middle(SHAPE)) * SPACING_MM)
     distance = np.sqrt(sum((x - c) ** 2 for x, c in zip(_grid_mm(), center, strict=True)))
     weight = np.clip((diameter_mm / 2 - distance) / SPACING_MM + 0.5, 0, 1)
-    changed = weight[weight > 0]
+    return center, weight, _scatter(rng, white, weight[weight > 0])
+
+
+def _scatter(rng: np.random.Generator, white: Array, values: Array) -> Array:
+    """The values at random white-matter voxels, 0 elsewhere: (48, 56, 48)."""
     specks = np.zeros(SHAPE)
     seats = np.argwhere(white > 0.8)
-    chosen = seats[rng.choice(len(seats), len(changed), replace=False)]
-    specks[tuple(chosen.T)] = changed
-    return center, weight, specks
+    chosen = seats[rng.choice(len(seats), len(values), replace=False)]
+    specks[tuple(chosen.T)] = values
+    return specks
+
+
+def _contrasts(rng: np.random.Generator, recipe: Recipe, n: int) -> Array:
+    sign = np.where(rng.random(n) < recipe.bright, 1, -1)
+    return sign * rng.uniform(*recipe.contrast, n)
 
 
 def _sample(channels: Array, point_mm: Array) -> list[Array]:
@@ -362,8 +382,7 @@ def _sample(channels: Array, point_mm: Array) -> list[Array]:
     index = point_mm * (2 / SPACING_MM) + _middle(channels.shape[1:])[:, None]
     # the blur's running sums leave -1e-17 where there is nothing
     return [
-        np.clip(ndimage.map_coordinates(c, index, order=1, mode="constant"), 0, 1)
-        for c in channels
+        np.clip(ndimage.map_coordinates(c, index, order=1, mode="constant"), 0, 1) for c in channels
     ]
 
 

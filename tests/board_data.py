@@ -196,7 +196,7 @@ _SCALES = {
 }
 """MAE of a perfect and of a useless model."""
 
-FEW = "fewer than 10 positive test cases"
+FEW = "few_positives"
 
 
 def fill(engine: Engine, tasks: Sequence[TaskCard] = (*REAL_TASKS, *SMOKE_TASKS)) -> None:

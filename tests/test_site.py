@@ -15,6 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tomoprobe.benchmark.statistics import ESTIMANDS, FLAGS
 from tomoprobe.leaderboard import db
 from tomoprobe.leaderboard.site import Settings, create_app
 
@@ -142,9 +143,19 @@ def test_an_empty_cell_says_why(visitor):
 
 def test_warnings_are_footnotes(visitor):
     html = visitor.get("/").text
-    assert FEW in Page(html).text
+    assert f"a{FLAGS[FEW]}" in Page(html).text
     assert 'href="#note-a"' in html
     assert 'id="note-a"' in html
+
+
+def test_the_page_says_what_an_interval_is_about_and_for_which_tasks(visitor):
+    both = board_page(visitor).text
+    assert f"sarcoma_ct_age, sarcoma_ct_sex: {ESTIMANDS['cv']}" in both
+    assert ESTIMANDS["split"] in both
+    assert ESTIMANDS["seeds"] not in both
+    one = visitor.get("/tasks/adrenal_mnist3d").text
+    assert f"<p>{ESTIMANDS['split']}</p>" in one
+    assert ESTIMANDS["cv"] not in one
 
 
 @pytest.mark.parametrize(
@@ -348,7 +359,7 @@ def test_a_task_page_shows_its_card_its_chart_and_all_metrics(visitor):
     assert "Adrenal mass or normal gland" in page.text
     assert "cases 1,584, patients 1,584" in page.text
     assert "size alone reaches an AUROC of 0.69" in page.text
-    for metric in ("Average precision", "Brier score", "Calibration error"):
+    for metric in ("Average precision", "Brier score", "ECE"):
         assert metric in page.text
     assert re.search(r"<svg[^>]*role=\"img\"[^>]*aria-labelledby", html)
     assert "<title id=" in html

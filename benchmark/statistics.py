@@ -1,0 +1,256 @@
+"""How sure a score and a difference are: patient-clustered bootstrap, paired across models.
+
+Patients are drawn with replacement (2,000 draws, the same ones for every model), and the spread of
+the draws becomes an interval on a scale on which the score is nearly normal:
+
+proportion-like scores (AUROC, average precision, balanced accuracy)
+    Wilson's interval at the effective sample size p(1-p)/SE^2 (Korn & Graubard, Survey Methodology
+    24 (1998) 193). Percentiles of the draws cover 86 % of nominal 95 % at 20 cases and AUROC 0.9,
+    and give [1, 1] for a perfect score; this does neither.
+errors (log), Pearson r (Fisher z), R2 (log of the unexplained share)
+    estimate +- t SE, with SE multiplied by sqrt(n / (n-1)), because draws from n patients vary less
+    than n patients do (Hesterberg, The American Statistician 69 (2015) 371).
+
+Quantiles are Student's with Satterthwaite's degrees of freedom over classes (and seeds): the rarer
+class alone can decide how well the spread is known. Under repeated cross-validation the training
+patients vary too, which no resampling of predictions shows: SE is multiplied by a simulated factor
+(see ``inflation``). Coverage is measured in tests/test_coverage.py; heavy-tailed errors, where one
+patient decides the mean, are beyond all of this.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from . import inflation
+from .intervals import Difference, Evidence, Interval, difference, interval
+from .metrics import Metric
+from .resampling import Sample, patient_draws, sample, seed_draws
+
+DRAWS = 2_000
+"""At this number the end points move by about 2 % of the interval's width between seeds."""
+
+FEW = 10
+"""Patients in the smaller class below which a classification score is flagged."""
+
+ESTIMANDS = {
+    "split": "95 % interval: the score of this trained probe on all patients like the test "
+    "patients. Training is taken as it is; its variation is the spread.",
+    "seeds": "95 % interval: the mean score over training draws and over all patients like the "
+    "test patients.",
+    "cv": "95 % interval: the mean score of probes trained on four fifths as many patients, over "
+    "all training sets and patients like these.",
+}
+"""What an interval is about, by protocol; printed under every table."""
+
+FLAGS = {
+    "few_positives": f"fewer than {FEW} test patients in the smaller class",
+    "undefined": "the metric is not defined on this test set",
+    "degenerate": "no variation between patients, such as a perfect score: the interval is a bound",
+    "biased": "the estimate depends on the number of test cases; the interval does not correct it",
+    "unstable": "the metric is not defined in one of ten draws of patients or more",
+    "uncalibrated": "outside the simulated range: the interval is a guess, significance not shown",
+}
+"""What each flag says to the reader."""
+
+
+# --- one test set --------------------------------------------------------------------------
+
+
+def score_interval(
+    metric: Metric,
+    target: np.ndarray,
+    prediction: np.ndarray,
+    patient: np.ndarray,
+    seed: int = 0,
+    draws: int = DRAWS,
+) -> Interval:
+    """Score on a held-out test set, with its interval over patients.
+
+    Args:
+        metric: which.
+        target: (N,).
+        prediction: (N, K) or (N,); or (S, N, K) or (S, N) of S training seeds, whose mean score is
+            taken and which are then drawn with replacement as well (crossed bootstrap).
+        patient: (N,) identifiers: all cases of a patient are drawn together.
+        seed: of the draws.
+        draws: how many.
+    """
+    runs = _runs(metric, prediction)
+    who = _sample(metric, target, runs[0], patient)
+    counts = patient_draws(who, draws, seed)
+    once = np.array([metric(target, p) for p in runs])
+    drawn = np.stack([metric(target, p, counts[:, who.member]) for p in runs])
+    evidence = _crossed(drawn, once, counts, who, seed)
+    return interval(metric, float(once.mean()), evidence, _few(metric, who))
+
+
+def paired_difference(
+    metric: Metric,
+    target: np.ndarray,
+    a: np.ndarray,
+    b: np.ndarray,
+    patient: np.ndarray,
+    seed: int = 0,
+    draws: int = DRAWS,
+) -> Difference:
+    """Score of ``a`` minus score of ``b`` on the same test set, from the same draws.
+
+    Arguments as in :func:`score_interval`; ``a`` and ``b`` have the same shape, and run s of both
+    was trained on the same patients.
+    """
+    runs = _runs(metric, a), _runs(metric, b)
+    who = _sample(metric, target, runs[0][0], patient)
+    counts = patient_draws(who, draws, seed)
+    weights = counts[:, who.member]
+    once = [np.array([metric(target, p) for p in part]) for part in runs]
+    drawn = [np.stack([metric(target, p, weights) for p in part]) for part in runs]
+    evidence = _crossed(drawn[0] - drawn[1], once[0] - once[1], counts, who, seed)
+    scores = (float(once[0].mean()), float(once[1].mean()))
+    return difference(metric, scores, evidence, _few(metric, who))
+
+
+# --- repeated cross-validation ---------------------------------------------------------------
+
+
+def cv_interval(
+    metric: Metric,
+    target: np.ndarray,
+    predictions: np.ndarray,
+    patient: np.ndarray,
+    fold: np.ndarray,
+    width: int,
+    seed: int = 0,
+    draws: int = DRAWS,
+) -> Interval:
+    """Score under repeated cross-validation.
+
+    The score is the mean over repeats, in every draw of patients too: repeats see the same
+    patients and are no further evidence. Metrics that compare cases compare those of one fold,
+    because a model that was trained with fewer positives ranks its fold, which holds more of them,
+    lower: pooled over folds, features without any signal score an AUROC of 0.3.
+
+    Args:
+        metric: which.
+        target: (N,).
+        predictions: (R, N, K) or (R, N) out-of-fold predictions of R repeats.
+        patient: (N,) identifiers.
+        fold: (R, N) the fold that held each case out.
+        width: F, the number of features the probe was fitted on.
+        seed: of the draws.
+        draws: how many.
+    """
+    who = _sample(metric, target, predictions[0], patient)
+    counts = patient_draws(who, draws, seed)
+    score, values = _repeated(metric, target, predictions, fold, counts[:, who.member])
+    factor, flags = _inflation("score", metric, predictions, who, width, (score,))
+    evidence = Evidence(values, counts, who, factor=factor)
+    return interval(metric, score, evidence, flags)
+
+
+def cv_difference(
+    metric: Metric,
+    target: np.ndarray,
+    a: np.ndarray,
+    b: np.ndarray,
+    patient: np.ndarray,
+    fold: np.ndarray,
+    width: int,
+    seed: int = 0,
+    draws: int = DRAWS,
+) -> Difference:
+    """Score of ``a`` minus score of ``b`` under repeated cross-validation with the same folds.
+
+    Arguments as in :func:`cv_interval`; ``width`` is that of the wider features.
+    """
+    who = _sample(metric, target, a[0], patient)
+    counts = patient_draws(who, draws, seed)
+    score_a, values_a = _repeated(metric, target, a, fold, counts[:, who.member])
+    score_b, values_b = _repeated(metric, target, b, fold, counts[:, who.member])
+    scores = (score_a, score_b)
+    factor, flags = _inflation("difference", metric, a, who, width, scores)
+    evidence = Evidence(values_a - values_b, counts, who, factor=factor)
+    return difference(metric, scores, evidence, flags)
+
+
+# --- many comparisons --------------------------------------------------------------------------
+
+
+def holm(p_values: Sequence[float] | np.ndarray) -> np.ndarray:
+    """Adjusted p-values, in the order given (Holm, Scand. J. Stat. 6 (1979) 65).
+
+    Among those below 0.05, the chance of any false one is at most 5 %. NaN stays NaN and does not
+    count as a comparison.
+
+    >>> holm([0.01, 0.04, 0.03]).round(2).tolist()
+    [0.03, 0.06, 0.06]
+    """
+    p = np.asarray(p_values, np.float64)
+    adjusted = np.full(p.shape, np.nan)
+    order = [i for i in np.argsort(p, kind="stable") if not np.isnan(p[i])]
+    steps = [p[i] * (len(order) - rank) for rank, i in enumerate(order)]
+    adjusted[order] = np.minimum(np.maximum.accumulate(steps), 1.0) if steps else []
+    return adjusted
+
+
+# --- parts -------------------------------------------------------------------------------------
+
+
+def _runs(metric: Metric, prediction: np.ndarray) -> np.ndarray:
+    """(S, N, K) or (S, N), whether or not there was an axis of seeds."""
+    single = 2 if metric.kind == "classification" else 1
+    return prediction[None] if prediction.ndim == single else prediction
+
+
+def _sample(
+    metric: Metric, target: np.ndarray, prediction: np.ndarray, patient: np.ndarray
+) -> Sample:
+    return sample(metric.kind, target, patient, n_classes=prediction.shape[-1])
+
+
+def _crossed(
+    drawn: np.ndarray, once: np.ndarray, counts: np.ndarray, who: Sample, seed: int
+) -> Evidence:
+    """Draw seeds as well: drawn (S, B) and once (S,) of each seed."""
+    n_seeds = len(once)
+    if n_seeds == 1:
+        return Evidence(drawn[0], counts, who)
+    share = seed_draws(n_seeds, drawn.shape[1], seed) / n_seeds  # (B, S)
+    values = (share * drawn.T).sum(1)
+    return Evidence(values, counts, who, n_seeds, float(once.var(ddof=1)) / n_seeds)
+
+
+def _repeated(
+    metric: Metric,
+    target: np.ndarray,
+    predictions: np.ndarray,
+    fold: np.ndarray,
+    weights: np.ndarray,
+) -> tuple[float, np.ndarray]:
+    """Mean over repeats, of the sample and (B,) of each draw."""
+    pairs = list(zip(predictions, fold, strict=True))
+    once = [metric(target, p, fold=f) for p, f in pairs]
+    drawn = [metric(target, p, weights, f) for p, f in pairs]
+    return float(np.mean(once)), np.mean(drawn, axis=0)
+
+
+def _few(metric: Metric, who: Sample) -> tuple[str, ...]:
+    few = metric.kind == "classification" and who.smallest < FEW
+    return ("few_positives",) if few else ()
+
+
+def _inflation(
+    of: inflation.Of,
+    metric: Metric,
+    predictions: np.ndarray,
+    who: Sample,
+    width: int,
+    scores: tuple[float, ...],
+) -> tuple[float, tuple[str, ...]]:
+    """Factor of SE, the largest of those for ``scores``; and the flags."""
+    if metric.name == "auroc" and predictions.shape[-1] == 2:
+        found = [inflation.factor(of, who.n_patients, width, score) for score in scores]
+        factor, known = max(f for f, _ in found), all(inside for _, inside in found)
+    else:  # not simulated
+        factor, known = inflation.largest(of, who.n_patients, width), False
+    return factor, (*_few(metric, who), *(() if known else ("uncalibrated",)))

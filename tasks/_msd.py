@@ -1,0 +1,68 @@
+"""Reader of the Medical Segmentation Decathlon (Antonelli et al., Nature Communications 13, 2022).
+
+Layout of every task: ``TaskNN_Name/{imagesTr,labelsTr}/CASE.nii.gz``. The labels of ``imagesTs``
+are not public, so the public training cases are split here, by hashing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from ..benchmark.types import Case, Target, Task, TaskCard, Unit, Volume
+
+CITATION = (
+    "Antonelli M et al. The Medical Segmentation Decathlon. Nature Communications 13:4128 (2022); "
+    "Simpson AL et al. arXiv:1902.09063 (2019)."
+)
+
+
+def task(card: TaskCard, folder: str, unit: Unit, target: Callable[[Path], Target]) -> Task:
+    """A task on the public training cases.
+
+    Args:
+        card: of the task.
+        folder: e.g. ``Task04_Hippocampus``.
+        unit: of the voxels.
+        target: from the path of a case's mask.
+    """
+
+    def cases(root: Path) -> Sequence[Case]:
+        images = sorted((root / folder / "imagesTr").glob("[!.]*.nii.gz"))
+        masks = root / folder / "labelsTr"
+        return [
+            _case(image, target(masks / image.name), unit)
+            for image in images
+            if (masks / image.name).exists()
+        ]
+
+    return Task(card, cases)
+
+
+def _case(image: Path, target: Target, unit: Unit) -> Case:
+    def load() -> Volume:
+        from ..benchmark.volumes import read_nifti
+
+        return read_nifti(image, unit)
+
+    def digest() -> str:
+        from ..benchmark.volumes import file_sha256
+
+        return file_sha256(image)
+
+    name = image.name.removesuffix(".nii.gz")
+    return Case(name, name, target, load, digest)
+
+
+def volume_mm3(mask: Path, labels: Sequence[int]) -> float:
+    """Volume of all ``labels`` together, in mm3: voxels times the volume of one.
+
+    Raises:
+        MaskError: the mask is empty or holds other labels.
+    """
+    import numpy as np
+
+    from ..benchmark.volumes import read_mask
+
+    voxels, affine = read_mask(mask, labels)
+    return float(np.count_nonzero(voxels) * abs(np.linalg.det(affine[:3, :3])))

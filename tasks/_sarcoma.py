@@ -1,0 +1,135 @@
+"""Reader of the TCIA collection Soft-tissue-Sarcoma (Vallieres et al. 2015), as volumes.
+
+Layout: ``soft_tissue_sarcoma/metadata.csv`` with a row per patient (``id, sex, age_years, ...``) and
+``soft_tissue_sarcoma/STS_xxx/{ct,mr}.nii.gz``: CT in HU and T1-weighted MR, cropped to the tumour
+with a margin of 5 cm, 2x2 averaged in plane, as in the IBSI's release of the collection.
+51 patients; CC BY 3.0.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+from ..benchmark.errors import DataError
+from ..benchmark.types import Case, Kind, Seat, Target, Task, TaskCard, Triple, Unit, Volume
+
+FOLDER = "soft_tissue_sarcoma"
+PATIENTS = tuple(f"STS_{number:03d}" for number in range(1, 52))
+
+FIELD_OF_VIEW_MM: Mapping[str, Triple] = {"ct": (130.0, 130.0, 150.0), "mr": (72.0, 52.0, 80.0)}
+"""The crops follow the tumour, so their size is information. These boxes lie inside the smallest
+crop of the 20 patients at hand (CT 133x131x154 mm, MR 72x53x82 mm): what is shown has one size."""
+
+SEXES = ("male", "female")
+
+
+def task(
+    scan: Literal["ct", "mr"],
+    what: str,
+    title: str,
+    kind: Kind,
+    target: Callable[[Mapping[str, str]], Target],
+    classes: tuple[str, ...] = (),
+    unit: str = "",
+) -> Task:
+    """A task on one of the two scans of every patient.
+
+    Args:
+        scan: which.
+        what: last part of the task's name.
+        title: of the card.
+        kind: classification (AUROC) or regression (MAE).
+        target: from a row of the table.
+        classes: names of the classes.
+        unit: of a regression target.
+    """
+    card = TaskCard(
+        name=f"sarcoma_{scan}_{what}",
+        version=1,
+        title=title,
+        kind=kind,
+        modality="CT" if scan == "ct" else "MR",
+        anatomy="extremity soft tissue",
+        metric="auroc" if kind == "classification" else "mae",
+        license="CC BY 3.0",
+        source="https://www.cancerimagingarchive.net/collection/soft-tissue-sarcoma/",
+        citation="Vallieres M et al. A radiomics model from joint FDG-PET and MRI texture features "
+        "for the prediction of lung metastases in soft-tissue sarcomas of the extremities. "
+        "Physics in Medicine and Biology 60:5471 (2015).",
+        counts={"cases": len(PATIENTS), "patients": len(PATIENTS)},
+        classes=classes,
+        unit=unit,
+        field_of_view_mm=FIELD_OF_VIEW_MM[scan],
+        data_set=f"sarcoma_{scan}",
+        files=(
+            (
+                f"{FOLDER}/metadata.csv and {FOLDER}/STS_xxx/{scan}.nii.gz",
+                "https://www.cancerimagingarchive.net/collection/soft-tissue-sarcoma/",
+                "",
+            ),
+        ),
+        note="51 patients: intervals are wide. The images are centered on the tumour and show the "
+        "limb around it, not the whole body.",
+    )
+    unit_of_voxels: Unit = "HU" if scan == "ct" else "scanner"
+
+    def cases(root: Path) -> Sequence[Case]:
+        return [
+            _case(row["id"], path, target(row), unit_of_voxels)
+            for row in _table(root / FOLDER / "metadata.csv")
+            if (path := root / FOLDER / row["id"] / f"{scan}.nii.gz").exists()
+        ]
+
+    return Task(card, cases, lambda: [Seat(patient, patient) for patient in PATIENTS])
+
+
+def sex(row: Mapping[str, str]) -> int:
+    """Class of a row: 0 male, 1 female.
+
+    Raises:
+        DataError: neither M nor F.
+    """
+    if row["sex"] not in ("M", "F"):
+        raise DataError(
+            f"Patient {row['id']} has the sex '{row['sex']}' in metadata.csv; M or F is expected."
+        )
+    return "MF".index(row["sex"])
+
+
+def age(row: Mapping[str, str]) -> float:
+    """Years, from a row.
+
+    Raises:
+        DataError: not a number.
+    """
+    try:
+        return float(row["age_years"])
+    except ValueError as error:
+        raise DataError(
+            f"Patient {row['id']} has the age '{row['age_years']}' in metadata.csv; years are "
+            "expected."
+        ) from error
+
+
+def _table(path: Path) -> list[dict[str, str]]:
+    if not path.exists():
+        return []  # the registry says what is missing and where it comes from
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def _case(patient: str, path: Path, target: Target, unit: Unit) -> Case:
+    def load() -> Volume:
+        from ..benchmark.volumes import read_nifti
+
+        return read_nifti(path, unit)
+
+    def digest() -> str:
+        from ..benchmark.volumes import file_sha256
+
+        return file_sha256(path)
+
+    return Case(patient, patient, target, load, digest)
