@@ -14,14 +14,14 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from . import metrics, statistics
 from .errors import StorageError
-from .splits import FOLDS, REPEATS, fold, split_sha, uses_cv
-from .types import Case, Features, Kind, Probe, Result, Seat, TaskCard
+from .splits import FOLDS, REPEATS, fold, uses_cv
+from .types import Case, Features, Kind, Probe, Result, TaskCard
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -288,18 +288,3 @@ def device_name(device: str) -> str:
 
         return f"cuda: {torch.cuda.get_device_name(device)}"
     return f"cpu: {platform.machine()}"
-
-
-def card_with_split(card: TaskCard, seats: Sequence[Seat]) -> dict[str, Any]:
-    """A task's card as it is published: with the hash of the complete set's split.
-
-    Args:
-        card: of the task.
-        seats: placed by ``splits.assign``; empty where the complete list is not known.
-    """
-    return card.as_dict() | {"split_sha": split_sha(card, seats) if seats else None}
-
-
-def seats_of(cases: Sequence[Case]) -> list[Seat]:
-    """The cases without their images."""
-    return [Seat(case.id, case.patient, case.split) for case in cases]

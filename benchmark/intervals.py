@@ -8,7 +8,7 @@ from scipy import stats
 from scipy.special import expit, logit
 
 from .metrics import Metric
-from .resampling import Sample, degrees_of_freedom
+from .resampling import Sample, Spread, spread
 
 LEVEL = 0.95
 
@@ -64,33 +64,24 @@ class Evidence:
     """Training seeds that were drawn along with the patients."""
     seed_variance: float = 0.0
     """Of the mean over seeds, unbiased."""
-    factor: float | None = None
-    """Inflation of SE under cross-validation; None: one test set."""
+    factor: float = 1.0
+    """By which SE is too small because the training patients vary as well: cross-validation."""
+    logit: bool = False
+    """Build the interval of a proportion on the logit scale, for which ``factor`` was made."""
 
-    @property
-    def widen(self) -> float:
-        """What SE is multiplied by besides."""
-        variance = float(self.values.var())
-        # the mean of S drawn seeds varies less than S seeds do, by the share 1 / S
-        missing = self.seed_variance / self.seeds / variance if variance > 0 else 0.0
-        return math.sqrt(1 + missing) * (self.factor or 1.0)
-
-    @property
-    def quantile(self) -> float:
-        """Of Student's t, two-sided."""
-        return float(stats.t.ppf((1 + LEVEL) / 2, self.freedom))
-
-    @property
-    def freedom(self) -> float:
-        """Degrees of freedom of SE."""
-        return degrees_of_freedom(
-            self.values, self.counts, self.who.stratum, (self.seed_variance, self.seeds - 1)
-        )
+    def spread(self, moved: np.ndarray | None = None) -> Spread:
+        """Of the score, or of the draws on another scale; under cross-validation inflated."""
+        values = self.values if moved is None else moved
+        raw = float(self.values.var())
+        # a change of scale stretches all sources of variance alike
+        stretch = float(values.var()) / raw if raw > 0 else 0.0
+        found = spread(values, self.counts, self.who, self.seeds, self.seed_variance * stretch)
+        return Spread(found.variance * self.factor**2, found.freedom)
 
     @property
     def bound(self) -> float:
         """Patients' worth of the test set where all draws are equal: see ``_wilson``."""
-        return min(self.who.effective, 2 * max(1, self.who.smallest)) / self.widen**2
+        return min(self.who.effective, 2 * max(1, self.who.smallest)) / self.factor**2
 
 
 def interval(metric: Metric, score: float, evidence: Evidence, flags: tuple[str, ...]) -> Interval:
@@ -101,22 +92,22 @@ def interval(metric: Metric, score: float, evidence: Evidence, flags: tuple[str,
     e = _defined(evidence)
     if e is None:
         return replace(nothing, flags=(*flags, "unstable"))
-    spread = float(e.values.std(ddof=1))
-    if abs(float(e.values.mean()) - score) > BIAS * spread + 1e-12:
+    variance, freedom = e.spread()
+    q = _quantile(freedom)
+    if abs(float(e.values.mean()) - score) > BIAS * float(e.values.std()) + 1e-12:
         flags = (*flags, "biased")
-    if e.who.n_patients < 2 or spread <= 1e-12 * max(1.0, abs(score)) or score == _perfect(metric):
+    if _degenerate(e, score) or score == (metric.high if metric.higher_is_better else metric.low):
         flags = (*flags, "degenerate")
         if e.who.n_patients < 2 or (metric.low, metric.high) != (0, 1):
-            return Interval(score, math.nan, math.nan, flags)
-        low, high = _wilson(score, e.bound, e.quantile)
+            return replace(nothing, flags=flags)
+        low, high = _wilson(score, e.bound, q)
     elif metric.scale != "proportion":
         low, high = _transformed(metric, score, e)
-    elif e.factor is None:
-        size = score * (1 - score) / (spread * e.widen) ** 2
-        low, high = _wilson(score, min(size, e.who.effective), e.quantile)
-    else:
-        half = e.quantile * spread * e.widen / (score * (1 - score))
+    elif e.logit:
+        half = q * math.sqrt(variance) / (score * (1 - score))
         low, high = (float(expit(logit(score) + side * half)) for side in (-1, 1))
+    else:
+        low, high = _wilson(score, min(score * (1 - score) / variance, e.who.effective), q)
     return Interval(score, max(low, metric.low), min(high, metric.high), flags)
 
 
@@ -131,15 +122,28 @@ def difference(
     e = _defined(evidence)
     if e is None:
         return replace(nothing, flags=(*flags, "unstable"))
-    se = float(e.values.std(ddof=1)) * e.widen * _finite_sample(e.who)
-    if e.who.n_patients < 2 or se <= 1e-12 * max(1.0, *map(abs, scores)):
+    variance, freedom = e.spread()
+    if _degenerate(e, max(map(abs, scores))):
         flags = (*flags, "degenerate")
         if e.who.n_patients < 2 or (metric.low, metric.high) != (0, 1):
             return replace(nothing, p=1.0 if delta == 0 else math.nan, flags=flags)
-        return _degenerate_difference(scores, e, flags)
-    half = e.quantile * se
-    p = 2 * float(stats.t.sf(abs(delta) / se, e.freedom))
-    return Difference(delta, *_within(metric, delta - half, delta + half), p, flags)
+        below, above = _independent_margins(scores, e.bound, _quantile(freedom))
+        se = (below if delta > 0 else above) / _quantile(freedom)
+    else:
+        se = math.sqrt(variance)
+        below = above = _quantile(freedom) * se
+    p = 2 * float(stats.t.sf(abs(delta) / se, freedom))
+    reach = metric.high - metric.low
+    return Difference(delta, max(delta - below, -reach), min(delta + above, reach), p, flags)
+
+
+def _quantile(freedom: float) -> float:
+    return float(stats.t.ppf((1 + LEVEL) / 2, freedom))
+
+
+def _degenerate(e: Evidence, score: float) -> bool:
+    """Whether the draws say nothing about the spread, up to rounding."""
+    return e.who.n_patients < 2 or float(np.ptp(e.values)) <= 1e-12 * max(1.0, abs(score))
 
 
 def _defined(evidence: Evidence) -> Evidence | None:
@@ -148,14 +152,6 @@ def _defined(evidence: Evidence) -> Evidence | None:
     if defined.mean() < DEFINED:
         return None
     return replace(evidence, values=evidence.values[defined], counts=evidence.counts[defined])
-
-
-def _perfect(metric: Metric) -> float:
-    return metric.high if metric.higher_is_better else metric.low
-
-
-def _finite_sample(who: Sample) -> float:
-    return math.sqrt(who.n_patients / (who.n_patients - 1))
 
 
 def _wilson(p: float, n: float, q: float) -> tuple[float, float]:
@@ -185,33 +181,25 @@ def _transformed(metric: Metric, score: float, e: Evidence) -> tuple[float, floa
 
     with np.errstate(divide="ignore"):
         moved = there(e.values)
-    moved = moved[np.isfinite(moved)]
-    if len(moved) < DEFINED * len(e.values):
+    usable = np.isfinite(moved)  # a draw may be perfect, whose logarithm is infinite
+    if usable.mean() < DEFINED:
         return math.nan, math.nan
-    half = e.quantile * float(moved.std(ddof=1)) * e.widen * _finite_sample(e.who)
+    e = replace(e, values=e.values[usable], counts=e.counts[usable])
+    moved = moved[usable]
+    variance, freedom = e.spread(moved)
+    half = _quantile(freedom) * math.sqrt(variance)
     middle = float(there(np.asarray(score)))
     ends = back(middle - half), back(middle + half)
     return min(ends), max(ends)
 
 
-def _degenerate_difference(
-    scores: tuple[float, float], e: Evidence, flags: tuple[str, ...]
-) -> Difference:
-    """Two scores of which no draw differs: bounds from the two intervals.
+def _independent_margins(
+    scores: tuple[float, float], size: float, q: float
+) -> tuple[float, float]:
+    """How far a difference may lie below and above, from the intervals of the two scores.
 
-    Zou & Donner, Statistics in Medicine 27 (2008) 1693, equation 2, as if independent, which is
-    wide for models that are alike.
+    Zou & Donner, Statistics in Medicine 27 (2008) 1693, equation 2, as if the scores were
+    independent, which is wide for models that are alike.
     """
-    (a, b), delta = scores, scores[0] - scores[1]
-    (low_a, high_a), (low_b, high_b) = (_wilson(s, e.bound, e.quantile) for s in scores)
-    below = math.hypot(a - low_a, high_b - b)
-    above = math.hypot(high_a - a, b - low_b)
-    towards_zero = below if delta > 0 else above
-    p = 2 * float(stats.t.sf(abs(delta) / towards_zero * e.quantile, e.freedom))
-    return Difference(delta, max(delta - below, -1.0), min(delta + above, 1.0), p, flags)
-
-
-def _within(metric: Metric, low: float, high: float) -> tuple[float, float]:
-    """A difference cannot leave the width of the metric's range."""
-    width = metric.high - metric.low
-    return max(low, -width), min(high, width)
+    (a, b), ((low_a, high_a), (low_b, high_b)) = scores, (_wilson(s, size, q) for s in scores)
+    return math.hypot(a - low_a, high_b - b), math.hypot(high_a - a, b - low_b)

@@ -12,9 +12,10 @@ They live here, below ``tasks``, because the probes need them too.
 import hashlib
 import json
 from collections.abc import Sequence
+from typing import Any
 
 from .errors import PatientError
-from .types import Seat, Split, TaskCard
+from .types import Case, Seat, Split, TaskCard
 
 TEST_SHARE = 0.3
 VAL_SHARE = 0.1
@@ -132,3 +133,18 @@ def split_sha(card: TaskCard, placed: Sequence[Seat]) -> str:
     ]
     text = json.dumps(lines, ensure_ascii=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def seats_of(cases: Sequence[Case]) -> list[Seat]:
+    """The cases without their images."""
+    return [Seat(case.id, case.patient, case.split) for case in cases]
+
+
+def published_card(card: TaskCard, placed: Sequence[Seat]) -> dict[str, Any]:
+    """A task's card as it is published: plain JSON types, with the hash of the split.
+
+    Args:
+        card: of the task.
+        placed: the complete set, as ``assign`` returns it; empty where its list is not known.
+    """
+    return card.as_dict() | {"split_sha": split_sha(card, placed) if placed else None}

@@ -144,7 +144,7 @@ def cv_interval(
     counts = patient_draws(who, draws, seed)
     score, values = _repeated(metric, target, predictions, fold, counts[:, who.member])
     factor, flags = _inflation("score", metric, predictions, who, width, (score,))
-    evidence = Evidence(values, counts, who, factor=factor)
+    evidence = Evidence(values, counts, who, factor=factor, logit=True)
     return interval(metric, score, evidence, flags)
 
 

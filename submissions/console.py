@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -18,7 +20,8 @@ if TYPE_CHECKING:
     from .runner import Failure
     from .session import Ran, Session
 
-out = Console(highlight=False)
+out = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
+"""A pipe or file has no width of its own: wide enough for every table."""
 err = Console(stderr=True, highlight=False)
 
 FLOOR = "intensity"
@@ -108,6 +111,10 @@ def print_scores(work: Session, ran: Ran) -> None:
     out.print(f"{len(rows)} rows ({new} on complete data) are stored in {work.url}")
 
 
+PRIMARY = "linear"
+"""The probe by which a table is sorted, and whose differences it shows, where it took part."""
+
+
 def _estimand(opened: Any) -> str:
     from ..benchmark.splits import uses_cv
 
@@ -127,9 +134,10 @@ def _score_table(
         f"n={rows[0].n_test}",
         title_justify="left",
         title_style="bold",
+        box=box.SIMPLE_HEAD,
     )
-    table.add_column("model")
-    names = sorted({r.probe for r in rows})
+    table.add_column("model", no_wrap=True)
+    names = sorted({r.probe for r in rows}, key=lambda name: (name != PRIMARY, name))
     for name in names:
         table.add_column(name, justify="right")
     table.add_column("spread", justify="right")

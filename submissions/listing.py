@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from .. import tasks as registry
-from ..benchmark import evaluate as spine
 from ..benchmark import probes as protocols
 from ..benchmark import splits
 from ..benchmark.types import EncoderCard, Probe
@@ -30,7 +29,7 @@ def tasks(
             and (anatomy is None or anatomy.lower() in card.anatomy.lower())
         ):
             seats = splits.assign(card, task.roster())
-            found.append(spine.card_with_split(card, seats))
+            found.append(splits.published_card(card, seats))
     return found
 
 

@@ -7,6 +7,7 @@ object on this machine. Weights are only ever read from safetensors files.
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,14 +21,7 @@ from ..benchmark.errors import EncoderError, ManifestError, UnknownNameError
 from ..benchmark.types import EncoderCard
 from . import architectures, baselines
 from .architectures._build import build_network, complete_arguments
-from .manifest import (
-    Manifest,
-    canonical,
-    card_identity,
-    model_sha,
-    parse,
-    read,
-)
+from .manifest import Manifest, canonical, card_identity, model_sha, parse, read
 from .python_objects import modules_of, resolve, source_sha
 from .weights import file_sha, load_into, state_sha
 
@@ -98,7 +92,7 @@ def load(
                 "or pass their path as an argument of the factory."
             )
         return _from_object(spec, arguments or {}, device)
-    bare = arguments is None and weights is None
+    bare = not arguments and weights is None
     if spec in baselines.names() and (bare or spec not in architectures.names()):
         _no_arguments(spec, arguments if weights is None else {"weights": weights})
         path = baselines.path(spec)
@@ -118,10 +112,11 @@ def _from_manifest(
     file = weights
     if manifest.weights is not None:
         file = weights or folder / manifest.weights.file
-        if manifest.weights.sha256 not in (None, found := file_sha(file)):
+        promised = manifest.weights.sha256
+        if promised is not None and promised != (found := file_sha(file)):
             raise ManifestError(
                 f"'{file}' has the sha256 {found}, manifest '{manifest.name}' promises "
-                f"{manifest.weights.sha256}. Get the file again, or correct the manifest."
+                f"{promised}. Get the file again, or correct the manifest."
             )
     elif weights is not None and manifest.seed is not None:
         raise ManifestError(
@@ -136,7 +131,7 @@ def _from_manifest(
     if has_weights and file is None and manifest.seed is None:
         raise ManifestError(
             f"Manifest '{manifest.name}': architecture '{manifest.architecture.name}' has weights. "
-            "Name a safetensors file under [weights], or a seed for random initialisation."
+            "Give a safetensors file, or a seed for random initialisation."
         )
     if not has_weights and (file is not None or manifest.seed is not None):
         raise ManifestError(
@@ -145,11 +140,14 @@ def _from_manifest(
         )
     if file is not None:
         load_into(module, file, network.unused)
-    if manifest.width not in (None, network.width):
-        raise ManifestError(
-            f"Manifest '{manifest.name}': width: {manifest.width} is declared, the readout "
-            f"'{manifest.readout}' gives {network.width}. Correct it or leave it out."
-        )
+    facts = {"width": network.width, "strides": network.strides, "parameters": _count(module)}
+    for name, fact in facts.items():
+        if getattr(manifest, name) not in (None, fact):
+            raise ManifestError(
+                f"Manifest '{manifest.name}': {name}: {getattr(manifest, name)} is declared, with "
+                f"these arguments and readout '{manifest.readout}' it is {fact}. Correct it or "
+                "leave it out."
+            )
     card = manifest.card(network.width, network.strides, _count(module))
     trained = state_sha(module) if file is not None else None
     identity = canonical(complete, architecture.VERSION, trained, card)
@@ -211,7 +209,7 @@ def _from_object(spec: str, arguments: Mapping[str, Any], device: str) -> Loaded
     made = isinstance(target, type) or (callable(target) and not hasattr(target, "card"))
     if arguments and not made:
         raise EncoderError(f"'{spec}' is an object, not a factory: it takes no arguments.")
-    encoder = target(**arguments) if made else target
+    encoder = _make(spec, target, arguments) if made else target
     card = getattr(encoder, "card", None)
     embed = getattr(encoder, "embed", encoder if isinstance(encoder, nn.Module) else None)
     if not isinstance(card, EncoderCard) or not callable(embed):
@@ -254,6 +252,18 @@ def _from_object(spec: str, arguments: Mapping[str, Any], device: str) -> Loaded
         cast("Callable[[torch.Tensor], torch.Tensor]", embed),
         cast("Callable[[torch.Tensor], Sequence[torch.Tensor]] | None", maps),
     )
+
+
+def _make(spec: str, factory: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
+    """Call a factory; what it raises itself is the author's to see, with its traceback."""
+    try:
+        inspect.signature(factory).bind(**arguments)
+    except TypeError as error:
+        raise EncoderError(
+            f"'{spec}' cannot be called with the arguments {sorted(arguments)}: {error}. Its "
+            f"signature is {inspect.signature(factory)}."
+        ) from error
+    return factory(**arguments)
 
 
 # --- common --------------------------------------------------------------------------------------

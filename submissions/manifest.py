@@ -12,140 +12,34 @@ import json
 import tomllib
 from collections.abc import Mapping
 from difflib import get_close_matches
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    JsonValue,
-    ValidationError,
-    model_validator,
-)
+from pydantic import BaseModel, Field, JsonValue, ValidationError, model_validator
 
 from ..benchmark.errors import ManifestError
-from ..benchmark.types import EncoderCard, Grid, Intensity, MinMax, Unit, Window, ZScore
+from ..benchmark.types import EncoderCard, Unit
 from . import architectures
+from .manifest_tables import Count, GridTable, IntensityTable, Line, Name, Table, Text, WeightsTable
 
 MAX_BYTES = 1 << 20
 """A manifest is a page of text: anything larger is not one. 1 MiB."""
+
+_TAGS = ("Window", "ZScore", "MinMax")
 
 _SHOWN = 5
 """How many faults an error message lists before it counts the rest."""
 
 
-def _axis_codes(value: str) -> str:
-    """Three letters, one of each pair R/L, A/P and S/I."""
-    pairs = {"R": 0, "L": 0, "A": 1, "P": 1, "S": 2, "I": 2}
-    if sorted(pairs.get(letter, -1) for letter in value) != [0, 1, 2]:
-        raise ValueError("three letters are expected, one of R/L, one of A/P, one of S/I: 'RAS'")
-    return value
-
-
-def _plain_file(value: str) -> str:
-    """A path below the manifest's folder, so that a manifest cannot point into the machine."""
-    path = PurePosixPath(value)
-    if path.is_absolute() or ".." in path.parts or "\\" in value or path.suffix != ".safetensors":
-        raise ValueError("a .safetensors file beside the manifest is expected, without '..'")
-    return value
-
-
-Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.-]{0,63}$")]
-Text = Annotated[str, Field(max_length=2000)]
-Line = Annotated[str, Field(min_length=1, max_length=200)]
-Count = Annotated[int, Field(ge=1)]
-Positive = Annotated[float, Field(gt=0)]
-Percentile = Annotated[float, Field(ge=0, le=100)]
-
-
-class _Table(BaseModel):
-    """A table of the file: every key is known, every type is meant, nothing changes later."""
-
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, str_strip_whitespace=True
-    )
-
-
-class GridTable(_Table):
-    """The array the model wants; see `Grid`."""
-
-    shape: tuple[Count, Count, Count]
-    spacing: tuple[Positive, Positive, Positive] | None = None
-    axes: Annotated[str, AfterValidator(_axis_codes)] = "RAS"
-
-
-class WindowTable(_Table):
-    """See `Window`."""
-
-    type: Literal["Window"]
-    low: float
-    high: float
-    out_low: float = 0.0
-    out_high: float = 1.0
-
-    @model_validator(mode="after")
-    def _ordered(self) -> WindowTable:
-        if self.low >= self.high or self.out_low >= self.out_high:
-            raise ValueError("low < high and out_low < out_high are expected")
-        return self
-
-
-class ZScoreTable(_Table):
-    """See `ZScore`."""
-
-    type: Literal["ZScore"]
-    low_percentile: Percentile = ZScore.low_percentile
-    high_percentile: Percentile = ZScore.high_percentile
-
-    @model_validator(mode="after")
-    def _ordered(self) -> ZScoreTable:
-        if self.low_percentile >= self.high_percentile:
-            raise ValueError("low_percentile < high_percentile is expected")
-        return self
-
-
-class MinMaxTable(_Table):
-    """See `MinMax`."""
-
-    type: Literal["MinMax"]
-    low_percentile: Percentile = MinMax.low_percentile
-    high_percentile: Percentile = MinMax.high_percentile
-    out_low: float = 0.0
-    out_high: float = 1.0
-
-    @model_validator(mode="after")
-    def _ordered(self) -> MinMaxTable:
-        if self.low_percentile >= self.high_percentile or self.out_low >= self.out_high:
-            raise ValueError("low_percentile < high_percentile and out_low < out_high are expected")
-        return self
-
-
-IntensityTable = Annotated[
-    WindowTable | ZScoreTable | MinMaxTable, Field(discriminator="type")
-]
-_INTENSITY: dict[str, type[Intensity]] = {"Window": Window, "ZScore": ZScore, "MinMax": MinMax}
-
-
-class WeightsTable(_Table):
-    """Where trained weights are."""
-
-    file: Annotated[str, AfterValidator(_plain_file)]
-    """Relative to the manifest."""
-    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
-    """Of the file. None: not checked."""
-
-
-class ArchitectureTable(_Table):
+class ArchitectureTable(Table):
     """Which network."""
 
     name: str
-    arguments: dict[str, JsonValue] = {}
+    arguments: dict[str, JsonValue] = Field(default_factory=dict)
     """Of the architecture's ``build``; what is left out takes the default stated there."""
 
 
-class Manifest(_Table):
+class Manifest(Table):
     """A submission's declaration. Field names are the keys of the TOML file."""
 
     name: Name
@@ -159,7 +53,11 @@ class Manifest(_Table):
     seed: Annotated[int, Field(ge=0, lt=1 << 63)] | None = None
     """Of a random initialisation. Never together with weights."""
     width: Count | None = None
-    """Length of the embedding, if declared: then it is checked against the network's."""
+    """Length of the embedding. This and the next two are facts of the network; they may be stated,
+    so that the card is complete without building it, and are then checked."""
+    strides: tuple[Count, ...] | None = None
+    """Voxels of the grid per voxel of each map, fine to coarse."""
+    parameters: Annotated[int, Field(ge=0)] | None = None
     channels: Count = 1
     tiling: Literal["crop", "tiles"] = "crop"
     overlap: Annotated[float, Field(ge=0, lt=1)] = 0.25
@@ -182,9 +80,7 @@ class Manifest(_Table):
             )
         return self
 
-    def card(
-        self, width: int, strides: tuple[int, ...] = (), parameters: int = 0
-    ) -> EncoderCard:
+    def card(self, width: int, strides: tuple[int, ...], parameters: int) -> EncoderCard:
         """The encoder's card, with the facts that only its network knows.
 
         Args:
@@ -192,15 +88,11 @@ class Manifest(_Table):
             strides: voxels of the grid per voxel of each map.
             parameters: how many the network has.
         """
-        intensity = {
-            unit: _INTENSITY[table.type](**table.model_dump(exclude={"type"}))
-            for unit, table in self.intensity.items()
-        }
         return EncoderCard(
             name=self.name,
             title=self.title,
-            grid=Grid(self.grid.shape, self.grid.spacing, self.grid.axes),
-            intensity=intensity,
+            grid=self.grid.as_type(),
+            intensity={unit: how.as_type() for unit, how in self.intensity.items()},
             width=width,
             channels=self.channels,
             strides=strides,
@@ -330,7 +222,7 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
     faults: list[str] = []
     for fault in error.errors(include_url=False, include_context=False):
         # The tag of a union is not a key that the author wrote.
-        path = [str(part) for part in fault["loc"] if part not in _INTENSITY]
+        path = [str(part) for part in fault["loc"] if part not in _TAGS]
         where = ".".join(path) or "the file as a whole"
         if fault["type"] == "extra_forbidden":
             known = list(model.model_fields) if len(path) == 1 else []

@@ -88,7 +88,7 @@ def open_task(task: Task, root: Path | None, subset: bool) -> OpenTask:
         DataError: the data are missing, incomplete (without ``subset``) or contradictory.
     """
     cases, complete = open_cases(task, root, subset)
-    split_sha = splits.split_sha(task.card, evaluate.seats_of(cases))
+    split_sha = splits.split_sha(task.card, splits.seats_of(cases))
     return OpenTask(task, cases, complete, identify(cases), split_sha)
 
 
@@ -222,8 +222,8 @@ def _published_card(opened: OpenTask) -> dict:
     task = opened.task
     seats = splits.assign(task.card, task.roster())
     if not seats and opened.complete:
-        seats = evaluate.seats_of(opened.cases)
-    return evaluate.card_with_split(task.card, seats)
+        seats = splits.seats_of(opened.cases)
+    return splits.published_card(task.card, seats)
 
 
 def results_of(

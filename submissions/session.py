@@ -42,9 +42,21 @@ class Session:
 
 
 def database_url(db: str | None) -> str:
-    """The URL; a plain path becomes SQLite, nothing becomes a file in the cache folder."""
+    """The URL; a plain path becomes SQLite, nothing becomes a file in the cache folder.
+
+    Raises:
+        StorageError: that folder cannot be made.
+    """
     if db is None:
-        return f"sqlite:///{cache_home() / 'tomoprobe.db'}"
+        home = cache_home()
+        try:
+            home.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StorageError(
+                f"The folder {home} cannot be made: {error.strerror}. Point TOMOPROBE_HOME to one "
+                "that can be written, or name a database with --db."
+            ) from error
+        return f"sqlite:///{home / 'tomoprobe.db'}"
     return db if "://" in db else f"sqlite:///{Path(db).absolute()}"
 
 
@@ -305,5 +317,6 @@ def _key(row: Result) -> tuple:
 def serve(url: str, host: str, port: int) -> None:
     """Serve the board until stopped."""
     from ..leaderboard import site
+    from ..leaderboard.settings import Settings
 
-    site.serve(url, host, port)
+    site.serve(url, host, port, Settings(suites=suites.SUITES))

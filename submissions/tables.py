@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -19,13 +20,14 @@ if TYPE_CHECKING:
     from .dry_runs import Plan
     from .session import Recomputed
 
-out = Console(highlight=False)
+out = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
+"""A pipe or file has no width of its own: wide enough for every table."""
 
 
 def _print(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    table = Table(title=title, title_justify="left", title_style="bold")
-    for column in columns:
-        table.add_column(column, justify="right" if column in _NUMBERS else "left")
+    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="right" if column in _NUMBERS else "left", no_wrap=i == 0)
     for row in rows:
         table.add_row(*[str(cell) for cell in row])
     out.print(table)

@@ -40,8 +40,8 @@ def load_into(network: nn.Module, path: Path, unused: Iterable[str] = ()) -> Non
         unused: regular expressions, matched at the start of a key, of tensors that may be ignored.
 
     Raises:
-        ManifestError: unreadable or truncated file, missing, unexpected or twice given keys, a wrong
-            shape or type, or a value that is not finite.
+        ManifestError: unreadable or truncated file, missing, unexpected or twice given keys, a
+            wrong shape or type, or a value that is not finite.
     """
     wanted = {k: v for k, v in network.state_dict().items()}
     ignore = re.compile("|".join(unused) or r"(?!)")

@@ -73,7 +73,9 @@ class Recipe:
     """Range of the lesion's relative change of intensity, without its sign."""
     bright: float = 0.5
     """Share of changes that are bright."""
-    specks: tuple[int, int] = (0, 60)
+    psf: float = 0.1
+    """Share of a voxel's signal that each of its neighbours along an axis receives."""
+    specks: tuple[int, int] = (0, 1)
     """Range of the number of further white-matter voxels that change in everybody, each with a
     contrast of its own: without them, counting specks alone would tell controls apart."""
 
@@ -236,6 +238,8 @@ def subject(seed: int, index: int, lesioned: bool, recipe: Recipe | None = None)
             change, scattered over as many white-matter voxels.
         recipe: how strongly patients vary.
     """
+    from scipy import ndimage
+
     recipe = recipe or Recipe()
     rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, index])))
     head = template()
@@ -259,6 +263,8 @@ def subject(seed: int, index: int, lesioned: bool, recipe: Recipe | None = None)
     center, weight, specks = _change(rng, deep_white, diameter)
     t1 = _filled(t1, where) * (1 + contrast * (weight if lesioned else specks))
     t1 *= 1 + _scatter(rng, deep_white, _contrasts(rng, recipe, rng.integers(*recipe.specks)))
+    for axis in range(3):
+        t1 = ndimage.correlate1d(t1, (recipe.psf, 1 - 2 * recipe.psf, recipe.psf), axis)
     clean = t1**gamma * np.exp(bias[0])
     real = clean + sigma * rng.standard_normal(SHAPE)
     magnitude = np.hypot(real, sigma * rng.standard_normal(SHAPE))

@@ -146,7 +146,13 @@ REAL_TASKS = (
         counts={"cases": 51, "patients": 51},
         classes=("female", "male"),
     ),
-    task_card("sarcoma_mr_sex", title="Sex from MR", anatomy="soft tissue", modality="MR"),
+    task_card(
+        "sarcoma_mr_sex",
+        title="Sex from an MR of the thigh",
+        anatomy="soft tissue",
+        modality="MR",
+        counts={"cases": 51, "patients": 51},
+    ),
     task_card(
         "msd_hippocampus_volume",
         "mae",
@@ -155,7 +161,14 @@ REAL_TASKS = (
         modality="MR",
         license="CC BY-SA 4.0",
     ),
-    task_card("sarcoma_ct_age", "mae", title="Age from CT", anatomy="soft tissue", unit="years"),
+    task_card(
+        "sarcoma_ct_age",
+        "mae",
+        title="Age from a CT of the thigh",
+        anatomy="soft tissue",
+        unit="years",
+        counts={"cases": 51, "patients": 51},
+    ),
 )
 
 SMOKE_TASKS = (

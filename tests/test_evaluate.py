@@ -11,7 +11,7 @@ from tomoprobe.benchmark import evaluate, metrics, probes
 from tomoprobe.benchmark.compare import against
 from tomoprobe.benchmark.errors import StorageError
 from tomoprobe.benchmark.features import extract, identify
-from tomoprobe.benchmark.splits import split_sha, uses_cv
+from tomoprobe.benchmark.splits import seats_of, split_sha, uses_cv
 from tomoprobe.benchmark.types import Case, Features, Predictions, TaskCard
 
 from .toy import CARD, ToyEncoder, cases
@@ -36,7 +36,7 @@ def provenance(card: TaskCard, some: list[Case], **changes: object) -> evaluate.
         device="cpu",
         software="test",
         dataset_sha=identify(some).dataset_sha,
-        split_sha=split_sha(card, evaluate.seats_of(some)),
+        split_sha=split_sha(card, seats_of(some)),
     )
     return replace(made, **changes)  # type: ignore[arg-type]
 

@@ -150,7 +150,7 @@ def test_warnings_are_footnotes(visitor):
 
 def test_the_page_says_what_an_interval_is_about_and_for_which_tasks(visitor):
     both = board_page(visitor).text
-    assert f"sarcoma_ct_age, sarcoma_ct_sex: {ESTIMANDS['cv']}" in both
+    assert f"sarcoma_ct_age, sarcoma_ct_sex, sarcoma_mr_sex: {ESTIMANDS['cv']}" in both
     assert ESTIMANDS["split"] in both
     assert ESTIMANDS["seeds"] not in both
     one = visitor.get("/tasks/adrenal_mnist3d").text

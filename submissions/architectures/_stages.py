@@ -9,7 +9,14 @@ import torch
 from ...benchmark.errors import ManifestError
 from ..manifest import did_you_mean
 
-READOUTS = ("concat", "last", "concat_mean_std", "last_mean_std", "concat_mean_max", "last_mean_max")
+READOUTS = (
+    "concat",
+    "last",
+    "concat_mean_std",
+    "last_mean_std",
+    "concat_mean_max",
+    "last_mean_max",
+)
 """Stages (all of them, or the last) and what is taken over space: mean unless stated."""
 
 

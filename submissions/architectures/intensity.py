@@ -31,9 +31,7 @@ class IntensityStatistics(nn.Module):
     strides = (1,)
     unused: tuple[str, ...] = ()
 
-    def __init__(
-        self, channels: int, readout: str, low: float, high: float, bins: int
-    ) -> None:
+    def __init__(self, channels: int, readout: str, low: float, high: float, bins: int) -> None:
         super().__init__()
         self.readout = chosen(readout, READOUTS)
         self.low, self.high, self.bins = low, high, bins

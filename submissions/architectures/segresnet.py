@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Annotated
 
 import torch
-from monai.networks.nets import SegResNet
+from monai.networks.nets.segresnet import SegResNet
 from pydantic import Field
 
 from ...benchmark.types import Shape

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 import torch
-from monai.networks.nets import ResNet
+from monai.networks.nets.resnet import ResNet
 from pydantic import Field
 
 from ...benchmark.types import Shape

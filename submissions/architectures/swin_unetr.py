@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 import torch
-from monai.networks.blocks import UnetrBasicBlock
+from monai.networks.blocks.unetr_block import UnetrBasicBlock
 from monai.networks.nets.swin_unetr import SwinTransformer
 from pydantic import Field
 from torch import nn

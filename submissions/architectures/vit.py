@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 import torch
-from monai.networks.nets import ViT
+from monai.networks.nets.vit import ViT
 from pydantic import Field
 
 from ...benchmark.errors import ManifestError

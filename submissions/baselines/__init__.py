@@ -30,18 +30,18 @@ def path(name: str) -> Path:
 def cards() -> list[EncoderCard]:
     """The cards of all baselines, without importing torch.
 
-    They are as declared: ``strides`` and ``parameters``, which only the network knows, are empty.
-
     Raises:
-        ManifestError: a baseline's manifest does not declare its width, or is called otherwise
-            than its file.
+        ManifestError: a baseline's manifest does not declare the facts of its network, or is called
+            otherwise than its file.
     """
     found: list[EncoderCard] = []
     for name in names():
         manifest = read(path(name))
-        if manifest.width is None or manifest.name != name:
+        width, strides, parameters = manifest.width, manifest.strides, manifest.parameters
+        if width is None or strides is None or parameters is None or manifest.name != name:
             raise ManifestError(
-                f"Baseline '{name}' has to declare its width, and to be called like its file."
+                f"Baseline '{name}' has to declare width, strides and parameters, and to be called "
+                "like its file."
             )
-        found.append(manifest.card(manifest.width))
+        found.append(manifest.card(width, strides, parameters))
     return found
