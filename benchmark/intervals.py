@@ -69,13 +69,14 @@ class Evidence:
     logit: bool = False
     """Build the interval of a proportion on the logit scale, for which ``factor`` was made."""
 
-    def spread(self, moved: np.ndarray | None = None) -> Spread:
-        """Of the score, or of the draws on another scale; under cross-validation inflated."""
+    def spread(self, pairs: bool, moved: np.ndarray | None = None) -> Spread:
+        """Of the score, or of the draws moved to another scale; inflated by ``factor``."""
         values = self.values if moved is None else moved
         raw = float(self.values.var())
         # a change of scale stretches all sources of variance alike
         stretch = float(values.var()) / raw if raw > 0 else 0.0
-        found = spread(values, self.counts, self.who, self.seeds, self.seed_variance * stretch)
+        seed_variance = self.seed_variance * stretch
+        found = spread(values, self.counts, self.who, pairs, self.seeds, seed_variance)
         return Spread(found.variance * self.factor**2, found.freedom)
 
     @property
@@ -92,7 +93,7 @@ def interval(metric: Metric, score: float, evidence: Evidence, flags: tuple[str,
     e = _defined(evidence)
     if e is None:
         return replace(nothing, flags=(*flags, "unstable"))
-    variance, freedom = e.spread()
+    variance, freedom = e.spread(metric.pairs)
     q = _quantile(freedom)
     if abs(float(e.values.mean()) - score) > BIAS * float(e.values.std()) + 1e-12:
         flags = (*flags, "biased")
@@ -122,7 +123,7 @@ def difference(
     e = _defined(evidence)
     if e is None:
         return replace(nothing, flags=(*flags, "unstable"))
-    variance, freedom = e.spread()
+    variance, freedom = e.spread(metric.pairs)
     if _degenerate(e, max(map(abs, scores))):
         flags = (*flags, "degenerate")
         if e.who.n_patients < 2 or (metric.low, metric.high) != (0, 1):
@@ -149,6 +150,8 @@ def _degenerate(e: Evidence, score: float) -> bool:
 def _defined(evidence: Evidence) -> Evidence | None:
     """Without the draws that lack what the metric needs; None if they are too many."""
     defined = np.isfinite(evidence.values)
+    if defined.all():
+        return evidence
     if defined.mean() < DEFINED:
         return None
     return replace(evidence, values=evidence.values[defined], counts=evidence.counts[defined])
@@ -186,16 +189,14 @@ def _transformed(metric: Metric, score: float, e: Evidence) -> tuple[float, floa
         return math.nan, math.nan
     e = replace(e, values=e.values[usable], counts=e.counts[usable])
     moved = moved[usable]
-    variance, freedom = e.spread(moved)
+    variance, freedom = e.spread(metric.pairs, moved)
     half = _quantile(freedom) * math.sqrt(variance)
     middle = float(there(np.asarray(score)))
     ends = back(middle - half), back(middle + half)
     return min(ends), max(ends)
 
 
-def _independent_margins(
-    scores: tuple[float, float], size: float, q: float
-) -> tuple[float, float]:
+def _independent_margins(scores: tuple[float, float], size: float, q: float) -> tuple[float, float]:
     """How far a difference may lie below and above, from the intervals of the two scores.
 
     Zou & Donner, Statistics in Medicine 27 (2008) 1693, equation 2, as if the scores were

@@ -65,12 +65,12 @@ def patient_draws(who: Sample, draws: int, seed: int) -> np.ndarray:
     """
     rng = np.random.default_rng([seed, 0])
     counts = np.zeros((draws, who.n_patients))
-    row = np.arange(draws)[:, None]
     for stratum in np.unique(who.stratum):
         members = np.flatnonzero(who.stratum == stratum)
-        picks = rng.integers(len(members), size=(draws, len(members)))
-        cells = np.bincount((row * len(members) + picks).ravel(), minlength=draws * len(members))
-        counts[:, members] = cells.reshape(draws, len(members))
+        n = len(members)
+        picks = rng.integers(n, size=(draws, n))
+        picks += n * np.arange(draws)[:, None]
+        counts[:, members] = np.bincount(picks.ravel(), minlength=draws * n).reshape(draws, n)
     return counts
 
 
@@ -89,25 +89,32 @@ class Spread(NamedTuple):
 
 
 def spread(
-    values: np.ndarray, counts: np.ndarray, who: Sample, seeds: int = 1, seed_variance: float = 0.0
+    values: np.ndarray,
+    counts: np.ndarray,
+    who: Sample,
+    pairs: bool = False,
+    seeds: int = 1,
+    seed_variance: float = 0.0,
 ) -> Spread:
-    """Unbiased variance of a score, from bootstrap draws.
+    """Variance of a score from bootstrap draws, corrected for small samples.
 
-    The variance V of the draws is biased for small samples: what patients do one at a time it
-    counts (n-1)/n times, what they do in pairs three times (Owen, Annals of Applied Statistics 1
-    (2007) 386, theorem 2, for rows and columns; positives and negatives here). For AUROC of 20
-    cases and models that are much alike, where pairs are most of it, V alone would find one
-    difference in a hundred instead of one in twenty.
+    Draws from n patients vary (n-1)/n times what n patients do (Hesterberg, The American
+    Statistician 69 (2015) 371): each stratum's part V_h is multiplied by n_h/(n_h-1). V_h follows
+    from covariances of draws and counts, the infinitesimal jackknife (Efron, JASA 109 (2014) 991,
+    theorem 1). Degrees of freedom combine those of the strata as in Satterthwaite, Biometrics
+    Bulletin 2 (1946) 110.
 
-    The part V_h of one class alone follows from covariances of draws and counts, the infinitesimal
-    jackknife (Efron, JASA 109 (2014) 991, theorem 1); it holds the pairs as well, so that
-    sum V_h n_h/(n_h-1) - (V - sum V_h) is unbiased for a two-sample U-statistic. Degrees of
-    freedom combine those of the classes as in Satterthwaite, Biometrics Bulletin 2 (1946) 110.
+    What pairs of a positive and a negative do beyond what each does alone, the draws count three
+    times (Owen, Annals of Applied Statistics 1 (2007) 386, theorem 2): once in their variance V
+    and once in every V_h. For AUROC therefore sum V_h n_h/(n_h-1) - (V - sum V_h), which is
+    unbiased. It matters for the difference of models that are much alike, where pairs are nearly
+    all there is: at 20 cases V alone would find one false difference in a hundred, not in twenty.
 
     Args:
         values: (B,) score of each draw.
         counts: (B, G) of ``patient_draws``.
         who: was drawn.
+        pairs: the score is a mean over pairs of cases of two classes.
         seeds: training seeds that were drawn along with the patients.
         seed_variance: unbiased variance of their mean score.
     """
@@ -122,16 +129,17 @@ def spread(
         if members.sum() > 1:
             parts.append(max(float(influence[members].sum()), 0.0))
             sizes.append(int(members.sum()))
-    drawn = sum(parts)
-    grown = [part * n / (n - 1) for part, n in zip(parts, sizes, strict=True)]
-    freedoms = [n - 1 for n in sizes]
     if seeds > 1:
-        drawn += seed_variance * (seeds - 1) / seeds
-        grown.append(seed_variance)
-        freedoms.append(seeds - 1)
-    first = sum(grown)
-    if not first > 0:
+        parts.append(seed_variance * (seeds - 1) / seeds)
+        sizes.append(seeds)
+    drawn = sum(parts)
+    if not drawn > 0:
         return Spread(total, float(max(1, who.n_patients - 1)))
-    pairs = max(total - drawn, 0.0)
-    freedom = 1 / sum((part / first) ** 2 / n for part, n in zip(grown, freedoms, strict=True))
-    return Spread(max(first - pairs, LEAST * total), float(freedom))
+    grown = [part * n / (n - 1) for part, n in zip(parts, sizes, strict=True)]
+    first = sum(grown)
+    freedom = 1 / sum((part / first) ** 2 / (n - 1) for part, n in zip(grown, sizes, strict=True))
+    if pairs and len(parts) > 1:
+        variance = max(first - max(total - drawn, 0.0), LEAST * total)
+    else:
+        variance = total * first / drawn
+    return Spread(variance, float(freedom))

@@ -142,7 +142,7 @@ def cv_interval(
     """
     who = _sample(metric, target, predictions[0], patient)
     counts = patient_draws(who, draws, seed)
-    score, values = _repeated(metric, target, predictions, fold, counts[:, who.member])
+    score, values = over_repeats(metric, target, predictions, fold, counts[:, who.member])
     factor, flags = _inflation("score", metric, predictions, who, width, (score,))
     evidence = Evidence(values, counts, who, factor=factor, logit=True)
     return interval(metric, score, evidence, flags)
@@ -165,12 +165,34 @@ def cv_difference(
     """
     who = _sample(metric, target, a[0], patient)
     counts = patient_draws(who, draws, seed)
-    score_a, values_a = _repeated(metric, target, a, fold, counts[:, who.member])
-    score_b, values_b = _repeated(metric, target, b, fold, counts[:, who.member])
+    score_a, values_a = over_repeats(metric, target, a, fold, counts[:, who.member])
+    score_b, values_b = over_repeats(metric, target, b, fold, counts[:, who.member])
     scores = (score_a, score_b)
     factor, flags = _inflation("difference", metric, a, who, width, scores)
     evidence = Evidence(values_a - values_b, counts, who, factor=factor)
     return difference(metric, scores, evidence, flags)
+
+
+def over_repeats(
+    metric: Metric,
+    target: np.ndarray,
+    predictions: np.ndarray,
+    fold: np.ndarray,
+    weights: np.ndarray,
+) -> tuple[float, np.ndarray]:
+    """The score of a repeated cross-validation: of the sample, and (B,) of each draw.
+
+    Args:
+        metric: which.
+        target: (N,).
+        predictions: (R, N, K) or (R, N).
+        fold: (R, N).
+        weights: (B, N) how often each case counts in each draw.
+    """
+    pairs = list(zip(predictions, fold, strict=True))
+    once = [metric(target, p, fold=f) for p, f in pairs]
+    drawn = [metric(target, p, weights, f) for p, f in pairs]
+    return float(np.mean(once)), np.mean(drawn, axis=0)
 
 
 # --- many comparisons --------------------------------------------------------------------------
@@ -218,20 +240,6 @@ def _crossed(
     share = seed_draws(n_seeds, drawn.shape[1], seed) / n_seeds  # (B, S)
     values = (share * drawn.T).sum(1)
     return Evidence(values, counts, who, n_seeds, float(once.var(ddof=1)) / n_seeds)
-
-
-def _repeated(
-    metric: Metric,
-    target: np.ndarray,
-    predictions: np.ndarray,
-    fold: np.ndarray,
-    weights: np.ndarray,
-) -> tuple[float, np.ndarray]:
-    """Mean over repeats, of the sample and (B,) of each draw."""
-    pairs = list(zip(predictions, fold, strict=True))
-    once = [metric(target, p, fold=f) for p, f in pairs]
-    drawn = [metric(target, p, weights, f) for p, f in pairs]
-    return float(np.mean(once)), np.mean(drawn, axis=0)
 
 
 def _few(metric: Metric, who: Sample) -> tuple[str, ...]:

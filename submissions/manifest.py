@@ -226,7 +226,7 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
         where = ".".join(path) or "the file as a whole"
         if fault["type"] == "extra_forbidden":
             known = list(model.model_fields) if len(path) == 1 else []
-            hint = f" Known: {', '.join(known)}." if known else ""
+            hint = f" Known: {', '.join(known)}" if known else ""
             faults.append(f"{where}: unknown key.{did_you_mean(path[-1], known)}{hint}")
         elif fault["type"] == "missing":
             faults.append(f"{where}: missing")

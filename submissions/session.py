@@ -115,9 +115,11 @@ def encoders(
 
     try:
         parsed = json.loads(arguments) if arguments else None
-    except json.JSONDecodeError as error:
+        if not isinstance(parsed, dict | None):
+            raise ValueError(f"a {type(parsed).__name__}")
+    except ValueError as error:
         raise TomoprobeError(
-            f"--arguments is not JSON ({error}). Expected an object such as '{{\"width\": 16}}'."
+            f"--arguments is not a JSON object ({error}). Expected e.g. '{{\"width\": 16}}'."
         ) from error
 
     def loader(spec: str) -> LoadEncoder:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import os
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import fields, replace
@@ -54,6 +56,11 @@ def load_file(path: Path) -> Task:
     Raises:
         TaskFileError: the file is missing, fails when it is run, or exposes no sound ``TASK``.
     """
+    if path.stem in names():
+        raise TaskFileError(
+            f"The task file {path} is called like a task that ships with tomoprobe: its rows could "
+            "not be told apart. Give the file and its card another name."
+        )
     spec = importlib.util.spec_from_file_location(f"tomoprobe_private_{path.stem}", path)
     if not path.is_file() or spec is None or spec.loader is None:
         raise TaskFileError(
@@ -61,9 +68,11 @@ def load_file(path: Path) -> Task:
             "CONTRIBUTING.md shows a complete one."
         )
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # somebody else's code can fail in any way
+    except (Exception, SystemExit) as error:  # somebody else's code can fail in any way
+        del sys.modules[spec.name]
         raise TaskFileError(
             f"The task file {path} fails when it is run: {type(error).__name__}: {error}. "
             "Run it with python to see where."
@@ -102,8 +111,8 @@ def check(task: object, stem: str | None = None) -> Task:
         faults.append(f"'counts' lacks {', '.join(sorted(missing))}")
     if card.kind == "classification" and len(card.classes) < 2:
         faults.append("'classes' names fewer than two classes")
-    if card.kind in ("classification", "regression"):
-        known_metrics = [metric.name for metric in metrics.for_kind(card.kind)]
+    if card.kind in get_args(Kind):
+        known_metrics = [metric.name for metric in metrics.for_kind(card.kind)] or ["dice"]
         if card.metric not in known_metrics:
             faults.append(
                 f"'metric' is '{card.metric}', expected one of {', '.join(known_metrics)}"
@@ -156,12 +165,18 @@ def open_cases(task: Task, root: Path | None, subset: bool) -> tuple[list[Case],
             f"'{card.name}' needs data, and no data root is given. Pass --data-root DIR or set "
             f"TOMOPROBE_DATA. {_where_from(task)}"
         )
-    if card.files and root is not None and not root.is_dir():
+    if card.files and root is not None and not os.access(root, os.R_OK | os.X_OK):
         raise DataError(
             f"The data root {root} is not a folder that can be read. Pass --data-root DIR or set "
             f"TOMOPROBE_DATA. {_where_from(task)}"
         )
-    cases = list(task.cases(root or Path()))
+    try:
+        cases = list(task.cases(root or Path()))
+    except (PermissionError, NotADirectoryError, UnicodeDecodeError) as error:
+        raise DataError(
+            f"The data of '{card.name}' cannot be read: {error}. Check the data root and its "
+            f"permissions. {_where_from(task)}"
+        ) from error
     if not cases:
         raise IncompleteDataError(
             f"No case of '{card.name}' is in the data root {root}. {_where_from(task)}"
@@ -180,7 +195,7 @@ def open_cases(task: Task, root: Path | None, subset: bool) -> tuple[list[Case],
 
 
 def _lacks(task: Task, cases: Sequence[Case]) -> str:
-    """What a complete set has more, in words; empty for a complete one."""
+    """How the copy differs from the complete set, in words; empty for a complete one."""
     card = task.card
     found = {
         "cases": len(cases),
@@ -193,11 +208,20 @@ def _lacks(task: Task, cases: Sequence[Case]) -> str:
         if found.get(what, 0) != n
     ]
     here = {case.id for case in cases}
-    missing = [seat.id for seat in task.roster() if seat.id not in here]
-    if missing:
-        more = f" and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
-        short.append(f"missing are {', '.join(missing[:_SHOWN])}{more}")
+    roster = [seat.id for seat in task.roster()]
+    missing = [id_ for id_ in roster if id_ not in here]
+    strange = sorted(here - set(roster)) if roster else []
+    short += [
+        f"{what} {_listed(ids)}"
+        for what, ids in (("missing are", missing), ("not part of it are", strange))
+        if ids
+    ]
     return "; ".join(short)
+
+
+def _listed(ids: Sequence[str]) -> str:
+    more = f" and {len(ids) - _SHOWN} more" if len(ids) > _SHOWN else ""
+    return ", ".join(ids[:_SHOWN]) + more
 
 
 def _check_targets(task: Task, cases: Sequence[Case]) -> None:

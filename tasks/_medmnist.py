@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..benchmark.errors import DataError
 from ..benchmark.types import Case, Seat, Split, Task, TaskCard, Volume
 
 if TYPE_CHECKING:
@@ -47,12 +48,13 @@ def _seat(card: TaskCard, side: Split, row: int) -> Seat:
 def _cases(card: TaskCard, spacing_mm: float, root: Path) -> list[Case]:
     from ..benchmark.volumes import read_npz
 
-    ((relative, _, _),) = card.files
+    ((relative, url, md5),) = card.files
     path = next(
         (p for p in (root / relative, root / Path(relative).name) if p.exists()), root / relative
     )
     if not path.exists():
         return []  # the registry says what is missing and where it comes from
+    _check_published(path, url, md5)
     labels = read_npz(path, [f"{side}_labels" for side in SIDES])
 
     @cache
@@ -71,6 +73,21 @@ def _cases(card: TaskCard, spacing_mm: float, root: Path) -> list[Case]:
         for side in SIDES
         for row, label in enumerate(labels[f"{side}_labels"])
     ]
+
+
+def _check_published(path: Path, url: str, md5: str) -> None:
+    """The file is the publisher's, byte by byte; every file is if the card states no MD5."""
+    from ..benchmark.nifti import reading
+
+    if not md5:
+        return
+    with reading(path), path.open("rb") as file:
+        found = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+    if found != md5:
+        raise DataError(
+            f"{path} is not the published file: its MD5 is {found}, expected {md5}. Download it "
+            f"again from {url}"
+        )
 
 
 def _loader(

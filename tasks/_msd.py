@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from ..benchmark.types import Case, Target, Task, TaskCard, Unit, Volume
+from ..benchmark.types import Case, Seat, Target, Task, TaskCard, Unit, Volume
 
 CITATION = (
     "Antonelli M et al. The Medical Segmentation Decathlon. Nature Communications 13:4128 (2022); "
@@ -17,17 +17,25 @@ CITATION = (
 )
 
 
-def task(card: TaskCard, folder: str, unit: Unit, target: Callable[[Path], Target]) -> Task:
+def task(
+    card: TaskCard,
+    folder: str,
+    unit: Unit,
+    ids: Sequence[str],
+    target: Callable[[Path], Target],
+) -> Task:
     """A task on the public training cases.
 
     Args:
         card: of the task.
         folder: e.g. ``Task04_Hippocampus``.
         unit: of the voxels.
+        ids: of the complete public set.
         target: from the path of a case's mask.
     """
 
     def cases(root: Path) -> Sequence[Case]:
+        # the publisher's archive holds macOS resource forks, "._CASE.nii.gz"
         images = sorted((root / folder / "imagesTr").glob("[!.]*.nii.gz"))
         masks = root / folder / "labelsTr"
         return [
@@ -36,7 +44,20 @@ def task(card: TaskCard, folder: str, unit: Unit, target: Callable[[Path], Targe
             if (masks / image.name).exists()
         ]
 
-    return Task(card, cases)
+    return Task(card, cases, lambda: [Seat(id_, id_) for id_ in ids])
+
+
+def numbers(text: str) -> list[int]:
+    """Numbers and ranges, separated by blanks.
+
+    >>> numbers("1 3-5")
+    [1, 3, 4, 5]
+    """
+    found: list[int] = []
+    for part in text.split():
+        first, _, last = part.partition("-")
+        found += range(int(first), int(last or first) + 1)
+    return found
 
 
 def _case(image: Path, target: Target, unit: Unit) -> Case:

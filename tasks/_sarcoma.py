@@ -1,8 +1,8 @@
 """Reader of the TCIA collection Soft-tissue-Sarcoma (Vallieres et al. 2015), as volumes.
 
-Layout: ``soft_tissue_sarcoma/metadata.csv`` with a row per patient (``id, sex, age_years, ...``) and
-``soft_tissue_sarcoma/STS_xxx/{ct,mr}.nii.gz``: CT in HU and T1-weighted MR, cropped to the tumour
-with a margin of 5 cm, 2x2 averaged in plane, as in the IBSI's release of the collection.
+Layout: ``soft_tissue_sarcoma/metadata.csv`` with a row per patient (``id, sex, age_years, ...``),
+and ``soft_tissue_sarcoma/STS_xxx/{ct,mr}.nii.gz``: CT in HU and T1-weighted MR, cropped to the
+tumour with a margin of 5 cm, 2x2 averaged in plane, as in the IBSI release of the collection.
 51 patients; CC BY 3.0.
 """
 
@@ -107,7 +107,7 @@ def age(row: Mapping[str, str]) -> float:
     """
     try:
         return float(row["age_years"])
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         raise DataError(
             f"Patient {row['id']} has the age '{row['age_years']}' in metadata.csv; years are "
             "expected."
@@ -117,8 +117,15 @@ def age(row: Mapping[str, str]) -> float:
 def _table(path: Path) -> list[dict[str, str]]:
     if not path.exists():
         return []  # the registry says what is missing and where it comes from
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        table = csv.DictReader(file)
+        lacking = {"id", "sex", "age_years"} - set(table.fieldnames or ())
+        if lacking:
+            raise DataError(
+                f"{path} has no column {', '.join(sorted(lacking))}; id, sex and age_years are "
+                "expected. Restore the table."
+            )
+        return list(table)
 
 
 def _case(patient: str, path: Path, target: Target, unit: Unit) -> Case:

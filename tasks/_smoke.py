@@ -168,9 +168,7 @@ def cohort(
     return Cohort(folder, _read_table(folder / "subjects.csv"))
 
 
-def _make(
-    folder: Path, seed: int, recipe: Recipe, workers: int, progress: Progress | None
-) -> None:
+def _make(folder: Path, seed: int, recipe: Recipe, workers: int, progress: Progress | None) -> None:
     """Simulate all patients into a temporary folder and give it its name."""
     import numpy as np
 

@@ -57,6 +57,8 @@ class Recipe:
     """SD of the rotation about each axis."""
     ventricle_mm: tuple[float, float] = (0.6, 0.7)
     """Mean and SD of the shift of the ventricles' wall; positive enlarges."""
+    atrophy_mm: float = 0.0
+    """Further shift in patients with a lesion."""
     ventricle_range_mm: tuple[float, float] = (-1.0, 2.6)
     """The shift is clipped to this: beyond it the deformation would fold."""
     gamma: float = 0.08
@@ -71,7 +73,7 @@ class Recipe:
     """Range of the lesion's diameter."""
     contrast: tuple[float, float] = (0.4, 0.8)
     """Range of the lesion's relative change of intensity, without its sign."""
-    bright: float = 0.5
+    bright: float = 0.25
     """Share of changes that are bright."""
     psf: float = 0.1
     """Share of a voxel's signal that each of its neighbours along an axis receives."""
@@ -245,7 +247,8 @@ def subject(seed: int, index: int, lesioned: bool, recipe: Recipe | None = None)
     head = template()
 
     angles = _triple(rng.normal(0, recipe.rotation_deg, 3))
-    wall = round(float(np.clip(rng.normal(*recipe.ventricle_mm), *recipe.ventricle_range_mm)), 3)
+    shift = rng.normal(*recipe.ventricle_mm) + recipe.atrophy_mm * lesioned
+    wall = round(float(np.clip(shift, *recipe.ventricle_range_mm)), 3)
     knots = _knots(rng, recipe.warp_mm, recipe.warp_knots_mm, components=3)
     bias = spline(
         _knots(rng, recipe.bias, recipe.bias_knots_mm, components=1), recipe.bias_knots_mm
@@ -322,7 +325,7 @@ def rotation(angles_deg: tuple[float, float, float]) -> Array:
 
 
 def spline(knots: Array, spacing_mm: float) -> Array:
-    """Uniform cubic B-spline with these control points, at every voxel: (C, k...) -> (C, 48, 56, 48).
+    """Uniform cubic B-spline of these control points at every voxel: (C, k...) -> (C, X, Y, Z).
 
     Control point 1 of each axis sits on voxel 0.
     """

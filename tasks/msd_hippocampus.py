@@ -7,10 +7,20 @@ License: CC BY-SA 4.0.
 """
 
 from ..benchmark.types import TaskCard
-from ._msd import CITATION, task
+from ._msd import CITATION, numbers, task
 
 FOLDER = "Task04_Hippocampus"
 LABELS = (1, 2)
+
+CASES = """
+    1 3-4 6-8 11 14-15 17 19-20 23-26 33-42 44-46 48-53 56-58 60 64-65 67-68 70 74-75 77 83-84
+    87-99 101-102 104-109 114 123-127 130 132-133 135-136 138 141-146 148-150 152 154-158 160-166
+    169-178 180-181 184-185 188-190 193-195 197 199 203-205 207 210 212 215-217 219-236 238
+    242-245 248-253 257 259-261 263-265 268-269 274 276-277 279-280 282 286-290 292 294-305
+    308-311 314 316-322 325-338 340-341 343 345 349-356 358-361 363 366-368 370 372-376 378
+    380-381 383 385-387 389-390 393-394
+"""
+"""Numbers of the 260 public training cases, from the publisher's dataset.json."""
 
 CARD = TaskCard(
     name="msd_hippocampus",
@@ -36,4 +46,6 @@ CARD = TaskCard(
     "intervals are a little too narrow.",
 )
 
-TASK = task(CARD, FOLDER, "scanner", target=lambda mask: mask)
+IDS = tuple(f"hippocampus_{number:03d}" for number in numbers(CASES))
+
+TASK = task(CARD, FOLDER, "scanner", IDS, target=lambda mask: mask)

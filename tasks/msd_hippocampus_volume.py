@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from ._msd import task, volume_mm3
 from .msd_hippocampus import CARD as SEGMENTATION
-from .msd_hippocampus import FOLDER, LABELS
+from .msd_hippocampus import FOLDER, IDS, LABELS
 
 CARD = replace(
     SEGMENTATION,
@@ -28,4 +28,4 @@ CARD = replace(
     "publisher's crop gives the volume away; 0.4 % of the hippocampus lies outside.",
 )
 
-TASK = task(CARD, FOLDER, "scanner", target=lambda mask: volume_mm3(mask, LABELS))
+TASK = task(CARD, FOLDER, "scanner", IDS, target=lambda mask: volume_mm3(mask, LABELS))

@@ -170,7 +170,8 @@ def test_nothing_is_written_into_the_data_root(evaluate, work: Path) -> None:
         (("--probe", "linaer"), "Did you mean 'linear'"),
         (("--encoder", "textrue"), "Did you mean 'texture'"),
         (("--task", "./nowhere.py"), "nowhere.py"),
-        (("--arguments", "{"), "not JSON"),
+        (("--arguments", "{"), "not a JSON object"),
+        (("--arguments", "[1]"), "not a JSON object"),
         (("--device", "cuda:99"), "cuda:99"),
     ],
 )

@@ -41,6 +41,8 @@ class Metric:
     """(N,) targets -> what the best prediction that ignores the image scores on them."""
     compute: Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], np.ndarray]
     """(target (N,), prediction (N, K) or (N,), weights (B, N) float64, fold (N,) int) -> (B,)."""
+    pairs: bool = False
+    """A mean over pairs of cases of two classes, whose variance is that of pairs, too."""
 
     @overload
     def __call__(
@@ -112,7 +114,11 @@ class Metric:
                 f"{self.title} needs finite predictions, but some are NaN or infinite. Check the "
                 "features and the fit of the probe."
             )
-        if columns == 2 and len(target) and not 0 <= target.min() <= target.max() < prediction.shape[1]:
+        if (
+            columns == 2
+            and len(target)
+            and not 0 <= target.min() <= target.max() < prediction.shape[1]
+        ):
             raise ProbeError(
                 f"{self.title} got {prediction.shape[1]} columns of class probabilities, but the "
                 f"targets name classes {target.min()} to {target.max()}. Return one column per "

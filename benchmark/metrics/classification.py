@@ -44,9 +44,7 @@ def _auroc(
         order = np.lexsort((score, fold))
         new_fold = _changes(fold[order])
         new_score = _changes(score[order]) | new_fold
-        scores.append(
-            _ratio(*ordered_pairs(weights, order, new_score, new_fold, positive[order]))
-        )
+        scores.append(_ratio(*ordered_pairs(weights, order, new_score, new_fold, positive[order])))
     return _macro(scores)
 
 
@@ -110,6 +108,7 @@ METRICS = (
         scale="proportion",
         chance=lambda target: 0.5,
         compute=_auroc,
+        pairs=True,
     ),
     Metric(
         "average_precision",

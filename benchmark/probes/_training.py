@@ -13,6 +13,10 @@ INNER_FOLDS = 5
 """Folds of the cross-validation inside train where there is no val."""
 
 
+LARGEST_SD = 10.0
+"""Where standardised features are clipped. A Gaussian comes there by chance once in 10^23."""
+
+
 @dataclass(frozen=True)
 class Sides:
     """The rows of each side, standardised by the mean and SD of train."""
@@ -28,6 +32,9 @@ class Sides:
 
 def standardised_sides(features: Features) -> Sides:
     """Split the rows, scale every feature to mean 0 and SD 1 on train; constant ones become 0.
+
+    Values beyond ``LARGEST_SD`` are clipped: a unit that is almost dead on train can be 1,000 of
+    its SDs away on a test case, and would alone decide a linear prediction.
 
     Raises:
         ProbeError: train or test has no rows, or a training target is missing.
@@ -48,7 +55,7 @@ def standardised_sides(features: Features) -> Sides:
     sd = x[rows["train"]].std(0)
     # relative to the mean: a constant feature keeps an SD of rounding errors
     scale = np.where(sd > 1e-7 * np.abs(mean) + 1e-12, sd, np.inf)
-    x = (x - mean) / scale
+    x = np.clip((x - mean) / scale, -LARGEST_SD, LARGEST_SD)
     return Sides(
         x[rows["train"]],
         target[rows["train"]],

@@ -7,9 +7,12 @@ import numpy as np
 from ..types import Features, Kind, Predictions
 from ._training import choose, resampled_patients, standardised_sides
 
-NEIGHBOURS = (200, 100, 50, 20, 10, 5, 3, 1)
-"""Candidates for k, smoothest first; 20 and 200 are the usual choices for frozen features (DINO,
-Caron et al. 2021, section 4.1), the small ones serve small sets."""
+NEIGHBOURS = (50, 20, 10, 5, 3, 1)
+"""Candidates for k, smoothest first. 20 is the usual choice for frozen features (DINO, Caron et
+al. 2021, section 4.1); the small ones serve small sets."""
+
+LARGEST_SHARE = 0.25
+"""No k above this share of the training cases: an answer from half of them is no neighbourhood."""
 
 
 @dataclass(frozen=True)
@@ -25,18 +28,20 @@ class KnnProbe:
         """Features are standardised on train, then compared by angle; see ``types.Probe``."""
         sides = standardised_sides(features)
         n_classes = features.n_classes
+        most = max(1, int(LARGEST_SHARE * len(sides.train)))
+        candidates = [k for k in NEIGHBOURS if k <= most]
 
         def losses(
             x: np.ndarray, target: np.ndarray, out: np.ndarray, out_target: np.ndarray
         ) -> np.ndarray:
             near = _order(out, x)
-            answers = [_answer(near, target, k, n_classes) for k in NEIGHBOURS]
+            answers = [_answer(near, target, k, n_classes) for k in candidates]
             if n_classes:
                 rows = np.arange(len(out))
                 return -np.log(np.stack([a[rows, out_target.astype(int)] for a in answers]))
             return np.stack([(a - out_target) ** 2 for a in answers])
 
-        k = NEIGHBOURS[choose(sides, seed, losses)]
+        k = candidates[choose(sides, seed, losses)]
         near = _order(sides.test, sides.train)
         values = _answer(near, sides.train_target, k, n_classes)
         draws = resampled_patients(sides.train_patient, seed, refits)
