@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -18,14 +18,15 @@ from typing import NamedTuple
 import numpy as np
 
 from .errors import StorageError
-from .features import DataIdentity, FrozenEncoder, Progress, extract, sha_of
+from .features import DataIdentity, FrozenEncoder, Progress, extract
+from .hashing import sha_of
 from .types import Case, Triple
 from .volumes import PREPROCESSING_VERSION
 
 
 def cache_key(
     encoder: FrozenEncoder,
-    images: Mapping[str, str],
+    identity: DataIdentity,
     field_of_view_mm: Triple | None,
     device: str,
 ) -> str:
@@ -36,7 +37,7 @@ def cache_key(
     return sha_of(
         {
             "model": encoder.model_sha,
-            "images": dict(images),
+            "images": identity.images_sha,
             "field_of_view_mm": field_of_view_mm,
             "preprocessing": PREPROCESSING_VERSION,
             "dtype": "float32",
@@ -91,21 +92,31 @@ class FeatureCache:
         """
         from filelock import FileLock
 
-        key = cache_key(encoder, identity.images, field_of_view_mm, device)
+        key = cache_key(encoder, identity, field_of_view_mm, device)
         path = self.folder / f"{data_set}-{encoder.card.name}-{key[:16]}.safetensors"
-        try:
+        with self._writing():
             self.folder.mkdir(parents=True, exist_ok=True)
-            with FileLock(path.with_suffix(".lock")):
-                stored = self._read(path, key, cases)
-                if stored is not None:
-                    if progress:
-                        progress(len(cases), len(cases))
-                    return stored
-                started = time.perf_counter()
-                x = extract(encoder, cases, field_of_view_mm, device, progress)
-                extracted = Extracted(x, time.perf_counter() - started)
+            lock = FileLock(path.with_suffix(".lock"))
+            lock.acquire()
+        try:
+            stored = self._read(path, key, cases)
+            if stored is not None:
+                if progress:
+                    progress(len(cases), len(cases))
+                return stored
+            started = time.perf_counter()
+            x = extract(encoder, cases, field_of_view_mm, device, progress)
+            extracted = Extracted(x, time.perf_counter() - started)
+            with self._writing():
                 self._write(path, key, extracted, cases, encoder.card.name, data_set)
-                return extracted
+            return extracted
+        finally:
+            lock.release()
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
         except OSError as error:
             raise StorageError(
                 f"The feature cache {self.folder} cannot be written: {error.strerror or error}. "
@@ -121,7 +132,7 @@ class FeatureCache:
         device: str,
     ) -> bool:
         """Whether the features are already there."""
-        key = cache_key(encoder, identity.images, field_of_view_mm, device)
+        key = cache_key(encoder, identity, field_of_view_mm, device)
         return (self.folder / f"{data_set}-{encoder.card.name}-{key[:16]}.safetensors").exists()
 
     @staticmethod
@@ -205,8 +216,10 @@ class FeatureCache:
 
         freed = 0
         doomed = [e.path for e in self.entries() if model is None or e.model == model]
-        for path in [*doomed, *self.folder.glob("*.part")]:
-            with suppress(Timeout), FileLock(path.with_suffix(".lock"), timeout=0):
-                freed += path.stat().st_size
-                path.unlink()
+        with self._writing():
+            for path in [*doomed, *self.folder.glob("*.part")]:
+                with suppress(Timeout), FileLock(path.with_suffix(".lock"), timeout=0):
+                    if path.exists():  # another cleaner may have been faster
+                        freed += path.stat().st_size
+                        path.unlink()
         return freed

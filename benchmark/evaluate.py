@@ -81,8 +81,8 @@ def predict(
     Returns:
         One row per (repeat, refit, test case): ``repeat`` and ``fold`` (0 without
         cross-validation), ``refit`` (-1: all training patients), ``case``, ``patient``,
-        ``target``, and ``p0``, ``p1``, ... (class probabilities) or ``value``. float64, so that
-        recomputing is exact.
+        ``target``, ``p0``, ``p1``, ... (class probabilities) or ``value`` (float64, so that
+        recomputing is exact), and ``chosen_*``, the hyper-parameters of the fit.
     """
     if not uses_cv(card):
         split = np.array([case.split for case in cases])
@@ -136,7 +136,16 @@ def _fit(
             else {"value": values}
         )
         tables.append(
-            pd.DataFrame({"repeat": repeat, "fold": held_out, "refit": refit, **who, **columns})
+            pd.DataFrame(
+                {
+                    "repeat": repeat,
+                    "fold": held_out,
+                    "refit": refit,
+                    **who,
+                    **columns,
+                    **{f"chosen_{name}": value for name, value in predictions.chosen.items()},
+                }
+            )
         )
     return pd.concat(tables, ignore_index=True)
 

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-import json
+import itertools
 import logging
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from .errors import EncoderError
+from .errors import DataError, EncoderError, TomoprobeError
 from .grids import to_tiles
-from .types import Case, EncoderCard, Triple
+from .hashing import sha_of
+from .types import Case, EncoderCard, Task, TaskCard, Triple
 
 if TYPE_CHECKING:
     import torch
@@ -29,9 +31,12 @@ BATCH_VOXELS_CUDA = 2**25
 """Voxels per forward pass on a GPU; halved whenever memory runs out."""
 
 BATCH_TOLERANCE = 1e-3
-"""Largest change of a feature, in units of that batch's feature SD, that other neighbours in the
-batch may cause. Kernels chosen by batch size move float32 by 1e-6 to 1e-5; a BatchNorm in
-training mode by 1e-1 and more."""
+"""Largest change of a feature, as a share of its magnitude, that neighbours in the batch may
+cause. Kernels chosen by batch size move float32 by 1e-6 to 1e-5; a BatchNorm in training mode by
+1e-1 and more."""
+
+AHEAD = 16
+"""Cases that are loaded ahead: 64 tiles of 96x96x96 each are 3.6 GB."""
 
 Progress = Callable[[int, int], None]
 """Called with (done, total)."""
@@ -56,34 +61,36 @@ class FrozenEncoder(Protocol):
 # --- identity ------------------------------------------------------------------------------
 
 
-def sha_of(value: Any) -> str:
-    """sha256 of the canonical JSON of plain types, as hex."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
 @dataclass(frozen=True)
 class DataIdentity:
     """What a set of cases is, told from their content."""
 
-    images: dict[str, str]
-    """Digest of every image by case id."""
+    images_sha: str
+    """Images and how they are read: what features depend on."""
     dataset_sha: str
     """Images and targets: stored with every row."""
 
 
-def identify(cases: Sequence[Case]) -> DataIdentity:
-    """Hash all images and targets. Reads every file once."""
+def identify(task: Task, cases: Sequence[Case]) -> DataIdentity:
+    """Hash all images and targets of a task. Reads every file once."""
     with ThreadPoolExecutor() as pool:
         digests = list(pool.map(lambda case: case.digest(), cases))
-    images = {case.id: digest for case, digest in zip(cases, digests, strict=True)}
-    lines = []
-    for case in sorted(cases, key=lambda c: c.id):
+    images, targets = {}, {}
+    for case, digest in zip(cases, digests, strict=True):
         target = case.target
         if isinstance(target, Path):
             target = hashlib.sha256(target.read_bytes()).hexdigest()
-        lines.append([case.id, images[case.id], target])
-    return DataIdentity(images, sha_of(lines))
+        images[case.id], targets[case.id] = digest, target
+    # the version stands for the reader, which can change while the files do not
+    reading = [data_set_of(task.card), task.card.version, task.source_sha]
+    return DataIdentity(
+        sha_of([reading, images]), sha_of([task.source_sha, sorted(images.items()), targets])
+    )
+
+
+def data_set_of(card: TaskCard) -> str:
+    """The name that tasks on the same images share."""
+    return card.data_set or card.name
 
 
 # --- extraction ----------------------------------------------------------------------------
@@ -95,6 +102,7 @@ def extract(
     field_of_view_mm: Triple | None,
     device: str = "cpu",
     progress: Progress | None = None,
+    check: bool = True,
 ) -> np.ndarray:
     """Embed every case.
 
@@ -103,7 +111,8 @@ def extract(
         cases: any order; rows come back in it.
         field_of_view_mm: of the task, see ``TaskCard``.
         device: "cpu" or "cuda[:i]".
-        progress: called after each case.
+        progress: called after each batch.
+        check: whether features depend on the batch; a dry run knows already.
 
     Returns:
         (N, F) float32.
@@ -117,16 +126,14 @@ def extract(
     card = encoder.card
     before = _buffers_sha(encoder.module)
     out = np.empty((len(cases), card.width), np.float32)
-    size = int(np.prod(card.grid.shape)) * card.channels
-    budget = BATCH_VOXELS_CUDA if device.startswith("cuda") else BATCH_VOXELS
-    batch = max(1, budget // size)
-    checked = False
+    batch = batch_size(card, device)
+    checked = not check
     done = 0
     with torch.inference_mode():
         for rows, tiles, counts in _batches(cases, card, field_of_view_mm, batch):
             x = torch.from_numpy(tiles)
             if not checked:
-                _check_batch_independence(encoder, x[:4].to(device))
+                _check_batch_independence(encoder, x[:1].to(device))
                 checked = True
             features = _embed(encoder, x, batch, device)
             starts = np.concatenate([[0], np.cumsum(counts)])
@@ -144,6 +151,12 @@ def extract(
     return out
 
 
+def batch_size(card: EncoderCard, device: str) -> int:
+    """Grids per forward pass."""
+    budget = BATCH_VOXELS_CUDA if device.startswith("cuda") else BATCH_VOXELS
+    return max(1, budget // (int(np.prod(card.grid.shape)) * card.channels))
+
+
 def _batches(
     cases: Sequence[Case], card: EncoderCard, field_of_view_mm: Triple | None, batch: int
 ) -> Iterator[tuple[list[int], np.ndarray, list[int]]]:
@@ -151,25 +164,34 @@ def _batches(
 
     Yields rows of ``cases``, their tiles (T, C, X, Y, Z) stacked, and the tiles of each row.
     """
-
-    def load(case: Case) -> np.ndarray:
-        return to_tiles(case.load(), card, field_of_view_mm)
-
-    ahead = 2 * batch
-    with ThreadPoolExecutor(max_workers=4) as pool:
-        pending = [pool.submit(load, case) for case in cases[:ahead]]
+    pool = ThreadPoolExecutor(max_workers=4)
+    try:
+        pending: deque[Future[np.ndarray]] = deque()
+        waiting = iter(cases)
         rows: list[int] = []
         stack: list[np.ndarray] = []
         for row in range(len(cases)):
-            tiles = pending[row].result()
-            pending[row] = None  # type: ignore[call-overload]  # frees the array
-            if row + ahead < len(cases):
-                pending.append(pool.submit(load, cases[row + ahead]))
+            for case in itertools.islice(waiting, AHEAD - len(pending)):
+                pending.append(pool.submit(_load, case, card, field_of_view_mm))
             rows.append(row)
-            stack.append(tiles)
+            stack.append(pending.popleft().result())
             if sum(map(len, stack)) >= batch or row == len(cases) - 1:
                 yield rows, np.concatenate(stack), [len(t) for t in stack]
                 rows, stack = [], []
+    finally:
+        pool.shutdown(cancel_futures=True)  # after a failure nobody waits for what was queued
+
+
+def _load(case: Case, card: EncoderCard, field_of_view_mm: Triple | None) -> np.ndarray:
+    try:
+        return to_tiles(case.load(), card, field_of_view_mm)
+    except TomoprobeError:
+        raise
+    except Exception as error:  # a task's own code can fail in any way
+        raise DataError(
+            f"Case '{case.id}' cannot be loaded: {type(error).__name__}: {error}. Check its file, "
+            "or the task's load()."
+        ) from error
 
 
 def _embed(encoder: FrozenEncoder, x: torch.Tensor, batch: int, device: str) -> np.ndarray:
@@ -196,12 +218,24 @@ def _embed(encoder: FrozenEncoder, x: torch.Tensor, batch: int, device: str) -> 
 
 
 def _embed_checked(encoder: FrozenEncoder, x: torch.Tensor) -> np.ndarray:
+    import torch
+
     card = encoder.card
-    features = encoder.embed(x)
-    if tuple(features.shape) != (len(x), card.width):
+    try:
+        features = encoder.embed(x)
+    except (TomoprobeError, torch.cuda.OutOfMemoryError):
+        raise
+    except Exception as error:  # an encoder's own code can fail in any way
         raise EncoderError(
-            f"Encoder '{card.name}' returned shape {tuple(features.shape)} for {len(x)} volumes; "
-            f"its card promises ({len(x)}, {card.width}). Correct embed() or the card's width."
+            f"Encoder '{card.name}' fails on an array of shape {tuple(x.shape)}: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    if not isinstance(features, torch.Tensor) or tuple(features.shape) != (len(x), card.width):
+        got = getattr(features, "shape", None)
+        raise EncoderError(
+            f"Encoder '{card.name}' returned {type(features).__name__}"
+            f"{'' if got is None else f' of shape {tuple(got)}'} for {len(x)} volumes; its card "
+            f"promises a tensor ({len(x)}, {card.width}). Correct embed() or the card's width."
         )
     values = features.float().cpu().numpy()
     if not np.isfinite(values).all():
@@ -215,17 +249,30 @@ def _embed_checked(encoder: FrozenEncoder, x: torch.Tensor) -> np.ndarray:
 
 
 def _check_batch_independence(encoder: FrozenEncoder, x: torch.Tensor) -> None:
-    """A volume's features must be the same alone and among others."""
-    together = _embed_checked(encoder, x)
-    alone = np.concatenate([_embed_checked(encoder, x[i : i + 1]) for i in range(len(x))])
-    scale = float(together.std()) or 1.0
-    worst = float(np.abs(together - alone).max()) / scale
+    """A volume's features must be the same alone and beside a very different neighbour.
+
+    Args:
+        encoder: any.
+        x: (1, C, X, Y, Z). The neighbour is made from it, so that a grid of which only one fits
+            into a batch is checked too.
+    """
+    import torch
+
+    neighbour = x.flip((2, 3, 4)) * -0.5 + x.mean()
+    pair = torch.cat([x, neighbour])
+    together = _embed_checked(encoder, pair)
+    alone = np.concatenate([_embed_checked(encoder, part) for part in (x, neighbour)])
+    # per feature, because one large feature must not hide another; the median keeps rounding in
+    # features that are all but dead from counting
+    size = np.maximum(np.abs(together), np.abs(alone)).max(0)
+    scale = np.maximum(size, 1e-2 * np.median(size)) + 1e-12
+    worst = float((np.abs(together - alone) / scale).max())
     if worst > BATCH_TOLERANCE:
         raise EncoderError(
             f"Features of encoder '{encoder.card.name}' depend on the batch: the same volume "
-            f"alone and among others differs by {worst:.2g} SD (allowed {BATCH_TOLERANCE:g}). "
-            "Every volume has to be embedded by itself: put BatchNorm into eval() and remove "
-            "normalisation over the batch."
+            f"alone and beside another differs by {worst:.2g} of a feature's size (allowed "
+            f"{BATCH_TOLERANCE:g}). Every volume has to be embedded by itself: put BatchNorm into "
+            "eval() and remove normalisation over the batch."
         )
 
 

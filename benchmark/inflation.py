@@ -31,7 +31,9 @@ def _tables() -> dict[str, _Table]:
             for r in rows
             if r["of"] == of
         }
-        n, width, auroc = (sorted({key[i] for key in mine}) for i in range(3))
+        n = sorted({key[0] for key in mine})
+        width = sorted({key[1] for key in mine})
+        auroc = sorted({key[2] for key in mine})
         grid = np.array([[[mine[a, b, c] for c in auroc] for b in width] for a in n])
         tables[of] = _Table((np.log(n), np.log(width), np.array(auroc)), grid)
     return tables
@@ -52,12 +54,12 @@ def factor(of: Of, n: int, width: int, score: float) -> tuple[float, bool]:
     """
     axes, grid = _tables()[of]
     at = np.array([np.log(n), np.log(width), score])
-    inside = all(
-        (a >= axis[0] or i == 2) and a <= axis[-1] for i, (a, axis) in enumerate(zip(at, axes))
-    )
+    low = (axes[0][0], axes[1][0], -np.inf)
+    high = [axis[-1] for axis in axes]
+    inside = bool(np.all(at >= low) and np.all(at <= high))
     for x, axis in zip(at, axes, strict=True):
         grid = _interpolate(x, axis, grid)
-    return float(grid), bool(inside)
+    return float(grid), inside
 
 
 def largest(of: Of, n: int, width: int) -> float:

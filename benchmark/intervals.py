@@ -1,11 +1,10 @@
-"""From bootstrap draws to an interval or a p-value; which draws, is the matter of ``statistics``."""
+"""From bootstrap draws to an interval or a p-value; ``statistics`` says which draws."""
 
 import math
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy import stats
-from scipy.special import expit, logit
+from scipy.special import expit, logit, stdtr, stdtrit
 
 from .metrics import Metric
 from .resampling import Sample, Spread, spread
@@ -94,7 +93,7 @@ def interval(metric: Metric, score: float, evidence: Evidence, flags: tuple[str,
     if e is None:
         return replace(nothing, flags=(*flags, "unstable"))
     variance, freedom = e.spread(metric.pairs)
-    q = _quantile(freedom)
+    q = quantile(freedom)
     if abs(float(e.values.mean()) - score) > BIAS * float(e.values.std()) + 1e-12:
         flags = (*flags, "biased")
     if _degenerate(e, score) or score == (metric.high if metric.higher_is_better else metric.low):
@@ -128,18 +127,19 @@ def difference(
         flags = (*flags, "degenerate")
         if e.who.n_patients < 2 or (metric.low, metric.high) != (0, 1):
             return replace(nothing, p=1.0 if delta == 0 else math.nan, flags=flags)
-        below, above = _independent_margins(scores, e.bound, _quantile(freedom))
-        se = (below if delta > 0 else above) / _quantile(freedom)
+        below, above = _independent_margins(scores, e.bound, quantile(freedom))
+        se = (below if delta > 0 else above) / quantile(freedom)
     else:
         se = math.sqrt(variance)
-        below = above = _quantile(freedom) * se
-    p = 2 * float(stats.t.sf(abs(delta) / se, freedom))
+        below = above = quantile(freedom) * se
+    p = 2 * float(stdtr(freedom, -abs(delta) / se))
     reach = metric.high - metric.low
     return Difference(delta, max(delta - below, -reach), min(delta + above, reach), p, flags)
 
 
-def _quantile(freedom: float) -> float:
-    return float(stats.t.ppf((1 + LEVEL) / 2, freedom))
+def quantile(freedom: float) -> float:
+    """Of Student's t, two-sided at ``LEVEL``."""
+    return float(stdtrit(freedom, (1 + LEVEL) / 2))
 
 
 def _degenerate(e: Evidence, score: float) -> bool:
@@ -170,7 +170,7 @@ def _wilson(p: float, n: float, q: float) -> tuple[float, float]:
 
 
 def _transformed(metric: Metric, score: float, e: Evidence) -> tuple[float, float]:
-    """estimate +- t SE on the metric's scale, brought back."""
+    """Estimate +- t SE on the metric's scale, brought back."""
 
     def there(x: np.ndarray) -> np.ndarray:
         if metric.scale == "fisher_z":
@@ -190,7 +190,7 @@ def _transformed(metric: Metric, score: float, e: Evidence) -> tuple[float, floa
     e = replace(e, values=e.values[usable], counts=e.counts[usable])
     moved = moved[usable]
     variance, freedom = e.spread(metric.pairs, moved)
-    half = _quantile(freedom) * math.sqrt(variance)
+    half = quantile(freedom) * math.sqrt(variance)
     middle = float(there(np.asarray(score)))
     ends = back(middle - half), back(middle + half)
     return min(ends), max(ends)

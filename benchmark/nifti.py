@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import cast
 
 import numpy as np
-from isal import igzip, isal_zlib
+from isal import igzip, igzip_lib
 
 from .errors import VolumeError
 from .types import Shape
@@ -79,9 +79,8 @@ def read(path: Path) -> tuple[np.ndarray, np.ndarray]:
             large, or without usable spacing or affine.
     """
     with reading(path):
-        with path.open("rb") as file:
-            is_gzip = file.read(2) == b"\x1f\x8b"
-        with _open(path, is_gzip) as file:
+        is_gzip = _is_gzip(path)
+        with open_unpacked(path) as file:
             header = parse(path, file.read(540))
         most = path.stat().st_size * (MAX_DEFLATE_RATIO if is_gzip else 1)
         if header.size > most:
@@ -89,7 +88,7 @@ def read(path: Path) -> tuple[np.ndarray, np.ndarray]:
                 f"{path} is too short: its header promises {header.size:,} bytes and the file can "
                 f"hold at most {most:,}. Copy or download it again."
             )
-        with _open(path, is_gzip) as file:
+        with open_unpacked(path) as file:
             data = file.read(header.size)
             while file.read(2**20):  # to the end, where gzip compares checksum and length
                 pass
@@ -215,6 +214,15 @@ def check_count(voxels: int, what: str) -> None:
         )
 
 
+_DAMAGED = (
+    EOFError,
+    gzip.BadGzipFile,
+    zlib.error,
+    zipfile.BadZipFile,
+    cast("type[Exception]", igzip_lib.IsalError),  # typed as an instance by its stubs
+)
+
+
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
     """Turn what the operating system and the decompressors raise into ``VolumeError``."""
@@ -222,7 +230,7 @@ def reading(path: Path) -> Iterator[None]:
         yield
     except FileNotFoundError as error:
         raise VolumeError(f"{path} is missing. Check the data root and the download.") from error
-    except (EOFError, gzip.BadGzipFile, zlib.error, isal_zlib.error, zipfile.BadZipFile) as error:
+    except _DAMAGED as error:
         raise VolumeError(
             f"{path} is damaged: {error}. An intact file is expected: copy or download it again."
         ) from error
@@ -233,9 +241,15 @@ def reading(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _open(path: Path, is_gzip: bool) -> BufferedIOBase:
+def open_unpacked(path: Path) -> BufferedIOBase:
+    """Open a file for reading, unpacked if it is gzip by its content."""
     # ISA-L inflates three times as fast as zlib, and inflating is most of the time of a read
-    return cast(BufferedIOBase, igzip.open(path) if is_gzip else path.open("rb"))
+    return cast(BufferedIOBase, igzip.open(path) if _is_gzip(path) else path.open("rb"))
+
+
+def _is_gzip(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(2) == b"\x1f\x8b"
 
 
 def _shape(path: Path, dim: list[int]) -> Shape:

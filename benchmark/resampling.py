@@ -1,6 +1,7 @@
 """Drawing patients with replacement, and what the spread of the draws says."""
 
 from dataclasses import dataclass
+from itertools import combinations
 from typing import NamedTuple
 
 import numpy as np
@@ -8,8 +9,8 @@ import numpy as np
 from .types import Kind
 
 LEAST = 0.25
-"""The unbiased variance of nearly equal predictions can be 0 or less by chance: it is taken to be
-at least this share of that of the draws (which is three times too large at worst, see ``spread``)."""
+"""The unbiased variance for nearly equal predictions can be 0 or less by chance. It is taken to be
+at least this share of that of the draws, which is three times too large at worst."""
 
 
 @dataclass(frozen=True)
@@ -23,8 +24,10 @@ class Sample:
     smallest: int
     """Patients in the smallest class, 0 if the test set lacks one; for values, all G."""
     effective: float
-    """Patients' worth of a mean over classes: K^2 / sum(1 / patients of class k), that is twice
-    the harmonic mean for two classes and G for balanced ones."""
+    """Patients' worth of a mean over classes, at most. Two classes of m and n patients: 4mn/(m+n),
+    of which the mean of sensitivity and specificity has the variance of a share. K classes: as if
+    the K scores of one class against the rest, e_k = 4 m_k n_k / (m_k + n_k), were independent,
+    K^2 / sum(1 / e_k). For values, G."""
 
     @property
     def n_patients(self) -> int:
@@ -50,9 +53,17 @@ def sample(kind: Kind, target: np.ndarray, patient: np.ndarray, n_classes: int =
     if (has.sum(1) == 1).all():
         stratum = has.argmax(1)
     per_class = has.sum(0)
-    present = per_class[per_class > 0]
-    effective = len(present) ** 2 / (1 / present).sum()
-    return Sample(member, stratum, int(per_class.min()), float(effective))
+    return Sample(member, stratum, int(per_class.min()), _effective(per_class[per_class > 0]))
+
+
+def _effective(present: np.ndarray) -> float:
+    rest = present.sum() - present
+    if len(present) < 2:
+        return float(present.sum())
+    of_class = 4 * present * rest / (present + rest)
+    if len(present) == 2:
+        return float(of_class[0])
+    return float(len(present) ** 2 / (1 / of_class).sum())
 
 
 def patient_draws(who: Sample, draws: int, seed: int) -> np.ndarray:
@@ -105,10 +116,12 @@ def spread(
     Bulletin 2 (1946) 110.
 
     What pairs of a positive and a negative do beyond what each does alone, the draws count three
-    times (Owen, Annals of Applied Statistics 1 (2007) 386, theorem 2): once in their variance V
-    and once in every V_h. For AUROC therefore sum V_h n_h/(n_h-1) - (V - sum V_h), which is
-    unbiased. It matters for the difference of models that are much alike, where pairs are nearly
-    all there is: at 20 cases V alone would find one false difference in a hundred, not in twenty.
+    times (Owen, Annals of Applied Statistics 1 (2007) 386, theorem 2): once in their variance and
+    once in every V_h. For AUROC it is therefore taken off twice, which leaves no bias. It matters
+    for the difference of models that are much alike, where pairs are nearly all there is: at 20
+    cases the draws alone would find one false difference in a hundred, not in twenty.
+    What patients and training seeds do together is counted three times as well and is left so: a
+    handful of seeds is too few to take it off reliably.
 
     Args:
         values: (B,) score of each draw.
@@ -138,8 +151,10 @@ def spread(
     grown = [part * n / (n - 1) for part, n in zip(parts, sizes, strict=True)]
     first = sum(grown)
     freedom = 1 / sum((part / first) ** 2 / (n - 1) for part, n in zip(grown, sizes, strict=True))
-    if pairs and len(parts) > 1:
-        variance = max(first - max(total - drawn, 0.0), LEAST * total)
+    if pairs and len(parts) > 1 and seeds == 1:
+        growth = [n / (n - 1) for n in sizes]
+        of_pairs = float(np.mean([a * b for a, b in combinations(growth, 2)]))
+        variance = max(first - max(total - drawn, 0.0) * of_pairs, LEAST * total)
     else:
         variance = total * first / drawn
     return Spread(variance, float(freedom))

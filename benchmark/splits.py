@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from .errors import PatientError
+from .hashing import sha_of
 from .types import Case, Seat, Split, TaskCard
 
 TEST_SHARE = 0.3
@@ -131,8 +132,7 @@ def split_sha(card: TaskCard, placed: Sequence[Seat]) -> str:
         ]
         for s in sorted(placed)
     ]
-    text = json.dumps(lines, ensure_ascii=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
+    return sha_of(lines)
 
 
 def seats_of(cases: Sequence[Case]) -> list[Seat]:

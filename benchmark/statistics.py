@@ -14,7 +14,9 @@ errors (log), Pearson r (Fisher z), R2 (log of the unexplained share)
 Quantiles are Student's with Satterthwaite's degrees of freedom over classes (and seeds): the rarer
 class alone can decide how well the spread is known. Under repeated cross-validation the training
 patients vary too, which no resampling of predictions shows: SE is multiplied by a simulated factor
-(see ``inflation``). Coverage is measured in tests/test_coverage.py; heavy-tailed errors, where one
+(see ``inflation``). Classes are drawn separately, so that all of this holds for the class shares of
+the test set, on which average precision, Brier score and calibration error depend. Coverage is
+measured in tests/test_coverage.py; heavy-tailed errors, where one
 patient decides the mean, are beyond all of this.
 """
 
@@ -28,7 +30,7 @@ from .metrics import Metric
 from .resampling import Sample, patient_draws, sample, seed_draws
 
 DRAWS = 2_000
-"""At this number the end points move by about 2 % of the interval's width between seeds."""
+"""Between seeds of the draws, end points move by 1 to 4 % of the interval's width (SD)."""
 
 FEW = 10
 """Patients in the smaller class below which a classification score is flagged."""

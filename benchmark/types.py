@@ -177,6 +177,9 @@ class Task:
     roster: Callable[[], Sequence[Seat]] = field(default=tuple)
     """Who is in the complete set, known without the data, so that a partial copy can be told
     what it lacks; empty where the publisher's list of ids is not known."""
+    source_sha: str = ""
+    """sha256 of a private task's file: nobody raises a version while still writing, so an edit
+    makes it another data set. Empty for the tasks that ship, whose version says it all."""
 
 
 # --- encoders ------------------------------------------------------------------------------

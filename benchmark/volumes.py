@@ -10,7 +10,7 @@ import numpy as np
 
 from . import nifti
 from .errors import MaskError, VolumeError
-from .nifti import reading
+from .nifti import open_unpacked, reading
 from .types import Triple, Unit, Volume
 
 PREPROCESSING_VERSION: int = 1
@@ -168,13 +168,18 @@ def read_npz(path: Path, keys: Sequence[str] = ()) -> dict[str, np.ndarray]:
 
 
 def file_sha256(path: Path) -> str:
-    """sha256 of a file's bytes, as hex.
+    """sha256 of what a file holds, as hex; of a gzip file, of what it unpacks to.
+
+    So a copy that was packed again is the same data.
 
     Raises:
-        VolumeError: the file is missing or cannot be read.
+        VolumeError: the file is missing, damaged or cannot be read.
     """
-    with reading(path), path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    with reading(path), open_unpacked(path) as file:
+        digest = hashlib.sha256()
+        while part := file.read(2**20):
+            digest.update(part)
+    return digest.hexdigest()
 
 
 def _volume(voxels: np.ndarray, affine: np.ndarray, unit: Unit, what: str) -> Volume:

@@ -80,13 +80,13 @@ def board_as_json(shown: Board) -> dict[str, Any]:
     return {
         "view": shown.view.query(),
         "probe": shown.probe,
-        "probe_version": shown.probe_version,
         "shots": shown.shots,
         "tasks": [
             {
                 "name": task.name,
                 "version": task.version,
                 **{k: task.card.get(k) for k in ("title", "kind", "modality", "anatomy", "unit")},
+                "probe_version": column.probe_version,
                 "metric": column.metric,
                 "higher_is_better": column.higher_is_better,
                 "evidence": column.evidence,

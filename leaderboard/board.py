@@ -30,7 +30,6 @@ class Board:
     models: Mapping[str, StoredModel]
     labels: Mapping[str, str]
     probe: str
-    probe_version: int
     shots: int | None
     known_shots: tuple[int | None, ...]
     without_results: tuple[str, ...]
@@ -133,13 +132,12 @@ def board(engine: Engine, parameters: Iterable[tuple[str, str]], suites: Suites)
     let_through = [task for task in tasks if view.shows(task.card, suites)]
     # A task that is named stays; otherwise a column without a single result says nothing.
     columns = [t for t in let_through if t.name in answered or t.name in view.task]
-    version = _probe_version(probe, units)
     rows = _ranking_rows(engine, columns, probe)
     known_shots = _shots_of(rows)
     shots = chosen_shots(view.shots, known_shots)
     found = standings(
         rows,
-        [_column(task, probe, version, shots) for task in columns],
+        [_column(task, probe, _probe_version(task, probe, units), shots) for task in columns],
         [model.model_sha for model in models],
         units,
     )
@@ -153,7 +151,6 @@ def board(engine: Engine, parameters: Iterable[tuple[str, str]], suites: Suites)
         models={model.model_sha: model for model in models},
         labels=named,
         probe=probe,
-        probe_version=version,
         shots=shots,
         known_shots=known_shots,
         without_results=tuple(t.name for t in let_through if t not in columns),
@@ -184,7 +181,7 @@ def task_report(
     if probe and probe not in probes:
         raise ParameterError.of("probe with results on this task", probe, probes)
     probe = probe or preferred_probe(probes)
-    probe_version = _probe_version(probe, units)
+    probe_version = _probe_version(task, probe, units)
     rows = db.rows(engine, tasks=[name], probe=probe)
     known_shots = _shots_of(rows)
     first = task.card["metric"]
@@ -232,10 +229,10 @@ def model_report(engine: Engine, sha: str) -> ModelReport:
         answered = {u.task for u in units if u.probe == probe}
         asked = [task for task in tasks if task.name in answered]
         rows = _ranking_rows(engine, asked, probe)
-        shots, version = chosen_shots("", _shots_of(rows)), _probe_version(probe, units)
+        shots = chosen_shots("", _shots_of(rows))
         found = standings(
             rows,
-            [_column(task, probe, version, shots) for task in asked],
+            [_column(task, probe, _probe_version(task, probe, units), shots) for task in asked],
             [m.model_sha for m in models],
             units,
         )
@@ -243,6 +240,7 @@ def model_report(engine: Engine, sha: str) -> ModelReport:
         ranked = tuple(
             sum(s.cells[i].rank is not None for s in found.rows) for i in range(len(asked))
         )
+        version = max((c.probe_version for c in found.columns), default=1)
         scores.append(ModelScores(probe, version, tuple(asked), found.columns, mine.cells, ranked))
     return ModelReport(
         model=model,
@@ -271,9 +269,11 @@ def _ranking_rows(engine: Engine, tasks: Sequence[StoredTask], probe: str) -> li
     return db.rows(engine, tasks=[task.name for task in tasks], probe=probe, metric=metrics)
 
 
-def _probe_version(probe: str, units: Sequence[Unit]) -> int:
-    """The newest version that has results; scores of two versions are not compared."""
-    return max((unit.probe_version for unit in units if unit.probe == probe), default=1)
+def _probe_version(task: StoredTask, probe: str, units: Sequence[Unit]) -> int:
+    """The newest version with results on this task; scores of two versions are not compared."""
+    asked = (task.name, task.version, probe)
+    versions = (u.probe_version for u in units if (u.task, u.task_version, u.probe) == asked)
+    return max(versions, default=1)
 
 
 def _shots_of(rows: Sequence[StoredRow]) -> tuple[int | None, ...]:

@@ -38,7 +38,7 @@ __all__ = [
 
 # --- writing -----------------------------------------------------------------------------------
 
-_MEANING = ("kind", "metric", "classes", "unit")
+_MEANING = ("kind", "metric", "classes", "unit", "field_of_view_mm")
 """Fields of a task's card without which two scores are not of one kind."""
 
 
@@ -150,6 +150,26 @@ def _add_task(connection: Connection, card: Json, stamp: str) -> None:
             sa.insert(TASKS).values(name=name, version=version, card=card, added=stamp)
         )
         return
+    _check_meaning(stored, card)
+
+
+def check_card(engine: Engine, card: Json) -> None:
+    """Refuse a task's card that contradicts the stored one of the same version.
+
+    Raises:
+        StorageError: it does; says in which fields.
+    """
+    query = sa.select(TASKS.c.card).where(
+        TASKS.c.name == card["name"], TASKS.c.version == card["version"]
+    )
+    with reported(engine), engine.connect() as connection:
+        stored = connection.scalar(query)
+    if stored is not None:
+        _check_meaning(stored, card)
+
+
+def _check_meaning(stored: Json, card: Json) -> None:
+    name, version = card["name"], card["version"]
     changed = [f for f in _MEANING if _as_stored(stored.get(f)) != _as_stored(card.get(f))]
     if changed:
         raise StorageError(

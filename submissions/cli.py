@@ -6,7 +6,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from ..benchmark.errors import TomoprobeError
+from ..benchmark.errors import TomoprobeError, UnknownNameError
 
 app = typer.Typer(
     name="tomoprobe",
@@ -66,9 +66,10 @@ def quickstart(
         )
     console.print_scores(work, ran)
     if serve and sys.stdout.isatty():
+        console.print_address(host, port)
         session.serve(work.url, host, port)
     else:
-        console.print_serve_hint(work.url)
+        console.print_serve_hint(work.shown_url)
     _exit_with(ran.outcome.failures)
 
 
@@ -149,7 +150,7 @@ def recompute(db: Database = None) -> None:
     """Rebuild every stored score from its per-case predictions and compare to the last digit."""
     from . import session, tables
 
-    work = session.open_session(db, None, "cpu")
+    work = session.open_session(session.existing_database(db), None, "cpu")
     differing = tables.print_recomputed(session.recompute(work))
     if differing:
         raise typer.Exit(1)
@@ -205,6 +206,9 @@ def cache(
     from . import tables
 
     store = FeatureCache(cache_home() / "features")
+    known = sorted({entry.model for entry in store.entries()})
+    if model is not None and model not in known:
+        raise UnknownNameError.of("model with cached features", model, known)
     if clean:
         tables.print_freed(store.clean(model))
     else:
@@ -215,9 +219,15 @@ def cache(
 @app.command()
 def serve(db: Database = None, host: Host = "127.0.0.1", port: Port = 8000) -> None:
     """Serve the leaderboard."""
-    from . import session
+    from . import console, session
 
-    session.serve(session.database_url(db), host, port)
+    url = session.existing_database(db)
+    console.print_address(host, port)
+    session.serve(url, host, port)
+
+
+_INTERRUPTED = 130
+"""Exit status after Ctrl-C: 128 + SIGINT."""
 
 
 def _exit_with(failures: tuple) -> None:
@@ -233,7 +243,8 @@ def main() -> NoReturn:
     except TomoprobeError as error:
         sys.stderr.write(f"{error}\n")
         sys.exit(2)
-    except KeyboardInterrupt:
-        sys.stderr.write("Stopped. What was finished is stored; run the same command to go on.\n")
-        sys.exit(130)
+    except SystemExit as stop:
+        if stop.code == _INTERRUPTED:  # typer has turned the KeyboardInterrupt into this
+            sys.stderr.write("Stopped. What is finished is stored; the same command goes on.\n")
+        raise
     sys.exit(0)

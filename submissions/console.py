@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-import sys
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich import box
-from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from ..benchmark import statistics
-from ..benchmark.types import Probe, Result, Task
-from ..leaderboard.printing import interval_text, metric_title, plain, score_text
+from ..benchmark import metrics, statistics
+from ..benchmark.splits import uses_cv
+from ..benchmark.types import Probe, Task, TaskCard
+from ..leaderboard.printing import NOTHING, interval_text, metric_title, plain, score_text
+from ..leaderboard.records import StoredRow
+from .terminal import err, out
 
 if TYPE_CHECKING:
-    from .runner import Failure
+    from .runner import Failure, OpenTask
     from .session import Ran, Session
 
-out = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
-"""A pipe or file has no width of its own: wide enough for every table."""
-err = Console(stderr=True, highlight=False)
 
 FLOOR = "intensity"
 """The model that differences are taken against where it took part."""
@@ -62,10 +62,8 @@ class _Bars:
 
     def failed(self, failure: Failure) -> None:
         self._progress.advance(self._run)
-        err.print(
-            f"[red]{failure.encoder} on {failure.task} ({failure.probe}) failed:[/red] "
-            f"{failure.reason}"
-        )
+        where = escape(f"{failure.encoder} on {failure.task} ({failure.probe})")
+        err.print(f"[red]{where} failed:[/red] {escape(failure.reason)}")
 
 
 @contextmanager
@@ -85,104 +83,126 @@ def progress(n_encoders: int, tasks: Sequence[Task], probes: Sequence[Probe]) ->
 # --- scores ------------------------------------------------------------------------------------
 
 
+PRIMARY = "linear"
+"""The probe by which a table is sorted, and whose differences it shows, where it took part."""
+
+
 def print_scores(work: Session, ran: Ran) -> None:
     """One table per task: models by score, probes as columns, paired differences to the floor."""
     from .session import differences, rows_of
 
     rows = rows_of(work, ran)
+    probes = sorted({row.result.probe for row in rows}, key=lambda name: (name != PRIMARY, name))
+    floor = ran.outcome.model_shas.get(FLOOR)
+    gaps = differences(work, ran, probes[0], floor) if floor and probes else {}
     for opened in ran.tasks:
         card = opened.task.card
-        mine = [r for r in rows if r.task == card.name and r.metric == card.metric]
+        mine = [r for r in rows if r.result.task == card.name and r.result.metric == card.metric]
         if not mine:
             continue
-        gaps = differences(work, ran, opened, FLOOR)
-        out.print(_score_table(card, mine, gaps))
-        if not opened.complete:
-            out.print(
-                "[yellow]subset:[/yellow] an incomplete copy; these rows are never ranked beside "
-                "complete ones."
-            )
-        if card.note:
-            out.print(f"[dim]{card.note}[/dim]")
+        out.print(_score_table(card, mine, probes, gaps.get(card.name, {})))
+        for line in _footnotes(card, mine, opened.complete):
+            out.print(f"[dim]{escape(line)}[/dim]")
         out.print()
+    if any(gaps.values()):
+        out.print(
+            f"[dim]{probes[0]} minus {FLOOR}: paired on the same patients, with its own 95 % "
+            "interval. * differs after Holm's adjustment over all differences shown.[/dim]"
+        )
     for text in dict.fromkeys(_estimand(opened) for opened in ran.tasks):
         out.print(f"[dim]{text}[/dim]")
-    new = sum(not r.subset for r in rows)
-    out.print(f"{len(rows)} rows ({new} on complete data) are stored in {work.url}")
+    complete = sum(not row.result.subset for row in rows)
+    out.print(f"{len(rows)} rows ({complete} on complete data) are in {escape(work.shown_url)}")
 
 
-PRIMARY = "linear"
-"""The probe by which a table is sorted, and whose differences it shows, where it took part."""
-
-
-def _estimand(opened: Any) -> str:
-    from ..benchmark.splits import uses_cv
-
+def _estimand(opened: OpenTask) -> str:
     return statistics.ESTIMANDS["cv" if uses_cv(opened.task.card) else "split"]
 
 
-def _score_table(
-    card: Any, rows: Sequence[Result], gaps: Mapping[str, Mapping[str, statistics.Difference]]
-) -> Table:
-    from ..benchmark import metrics
+def _footnotes(card: TaskCard, rows: Sequence[StoredRow], complete: bool) -> Iterator[str]:
+    """What a reader of the table must know."""
+    flags = {flag: statistics.FLAGS[flag] for row in rows for flag in row.flags}
+    for number, flag in enumerate(sorted(flags), start=1):
+        yield f"{number}) {flags[flag]}"
+    if not complete:
+        yield (
+            "Subset: an incomplete copy; these rows are marked and never ranked beside complete "
+            "ones."
+        )
+    if card.note:
+        yield card.note
 
+
+def _score_table(
+    card: TaskCard,
+    rows: Sequence[StoredRow],
+    probes: Sequence[str],
+    gaps: Mapping[str, statistics.Difference],
+) -> Table:
     higher = metrics.get(card.metric).higher_is_better
     unit = f", {card.unit}" if card.unit else ""
     direction = "higher" if higher else "lower"
     table = Table(
         title=f"{card.name}: {metric_title(card.metric)}{unit} ({direction} is better), "
-        f"n={rows[0].n_test}",
+        f"n={rows[0].result.n_test}",
         title_justify="left",
         title_style="bold",
         box=box.SIMPLE_HEAD,
     )
     table.add_column("model", no_wrap=True)
-    names = sorted({r.probe for r in rows}, key=lambda name: (name != PRIMARY, name))
-    for name in names:
+    first = probes[0]
+    for name in probes:
         table.add_column(name, justify="right")
     table.add_column("spread", justify="right")
-    first = names[0]
     if gaps:
         table.add_column(f"{first} minus {FLOOR}", justify="right")
-    by_model: dict[str, dict[str, Result]] = {}
+    marks = sorted({flag for row in rows for flag in row.flags})
+    by_model: dict[str, dict[str, StoredRow]] = {}
     for row in rows:
-        by_model.setdefault(row.model_sha, {})[row.probe] = row
+        by_model.setdefault(row.result.model_sha, {})[row.result.probe] = row
 
-    def rank(cells: Mapping[str, Result]) -> float:
-        score = cells[first].score if first in cells else None
+    def rank(cells: Mapping[str, StoredRow]) -> float:
+        score = cells[first].result.score if first in cells else None
         return float("inf") if score is None else -score if higher else score
 
     for sha, cells in sorted(by_model.items(), key=lambda item: rank(item[1])):
-        row = next(iter(cells.values()))
-        texts = [_cell(cells[n]) if n in cells else "–" for n in names]
-        spread = cells[first].spread if first in cells else None
-        line = [row.model, *texts, "–" if spread is None else plain(spread, 2)]
+        texts = [_cell(cells[n], marks) if n in cells else NOTHING for n in probes]
+        spread = cells[first].result.spread if first in cells else None
+        line = [
+            escape(next(iter(cells.values())).result.model),
+            *texts,
+            NOTHING if spread is None else plain(spread, 2),
+        ]
         if gaps:
-            line.append(_difference(gaps.get(first, {}).get(sha), card.metric))
+            line.append(_difference(gaps.get(sha), card.metric))
         table.add_row(*line)
     return table
 
 
-def _cell(row: Result) -> str:
-    interval = interval_text(row.metric, row.score, row.low, row.high)
-    return f"{score_text(row.metric, row.score, row.low, row.high)} [dim]{_plain(interval)}[/dim]"
-
-
-def _plain(text: str) -> str:
-    """Brackets are rich's markup."""
-    return text.replace("[", r"\[")
+def _cell(row: StoredRow, marks: Sequence[str]) -> str:
+    r = row.result
+    interval = escape(interval_text(r.metric, r.score, r.low, r.high))
+    notes = ",".join(str(marks.index(flag) + 1) for flag in sorted(row.flags))
+    return f"{score_text(r.metric, r.score, r.low, r.high)} [dim]{interval} {notes}[/dim]".replace(
+        " [/dim]", "[/dim]"
+    )
 
 
 def _difference(gap: statistics.Difference | None, metric: str) -> str:
     if gap is None:
-        return "–"
+        return NOTHING
     mark = " *" if gap.significant else ""
     interval = interval_text(metric, gap.delta, gap.low, gap.high)
     sign = "+" if gap.delta > 0 else ""
     value = score_text(metric, gap.delta, gap.low, gap.high)
-    return f"{sign}{value} [dim]{_plain(interval)}[/dim]{mark}"
+    return f"{sign}{value} [dim]{escape(interval)}[/dim]{mark}"
 
 
 def print_serve_hint(url: str) -> None:
     """How to look at the board."""
-    out.print(f"Look at the board: tomoprobe serve --db {url}", soft_wrap=True)
+    out.print(f"Look at the board: tomoprobe serve --db {shlex.quote(url)}", soft_wrap=True)
+
+
+def print_address(host: str, port: int) -> None:
+    """Where the board is, before the server takes over the terminal."""
+    out.print(f"The board: http://{host}:{port}/  (Ctrl-C stops it)")

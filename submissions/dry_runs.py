@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from ..benchmark.features import extract
+from ..benchmark.features import batch_size, data_set_of, extract
 from ..benchmark.grids import tile_count
 from ..benchmark.types import Task
 from .runner import open_task
 from .session import LoadEncoder, Session
 
-SAMPLED = 3
-"""Cases that are embedded to know the cost of one."""
+LARGEST_SAMPLE = 32
+"""Cases that are embedded to know the cost of all, at most."""
 
 
 @dataclass(frozen=True)
@@ -26,14 +26,14 @@ class Plan:
     forwards: int
     """Grids to embed; 0 where the features are cached."""
     memory_mb: float
-    """Peak of the process (CPU) or of the device's allocations while the sample was embedded."""
+    """Peak of the whole process so far (CPU), or of the device's allocations for the sample."""
     seconds: float
     """Of the extraction, extrapolated from the sample; 0 where the features are cached."""
     sampled: int
 
 
 def plan(
-    work: Session, encoders: Sequence[LoadEncoder], tasks: Sequence[Task], subset: bool
+    work: Session, encoders: Mapping[str, LoadEncoder], tasks: Sequence[Task], subset: bool
 ) -> list[Plan]:
     """Embed a few cases of each task and extrapolate.
 
@@ -43,21 +43,27 @@ def plan(
     """
     plans = []
     opened = [open_task(task, work.data_root, subset) for task in tasks]
-    for load in encoders:
+    for load in encoders.values():
         encoder = load(work.device)
         for task in opened:
             card = task.task.card
             box = card.field_of_view_mm
-            sample = list(task.cases[:SAMPLED])
-            volumes = [case.load() for case in sample]
+            # a full batch, so that memory is that of a real run
+            n = min(len(task.cases), batch_size(encoder.card, work.device), LARGEST_SAMPLE)
+            sample = task.cases[:n]
+            volumes = (case.load() for case in sample)
             tiles = sum(
                 tile_count(v.voxels.shape[1:], v.affine, encoder.card, box) for v in volumes
             )
+            if work.device.startswith("cuda"):
+                import torch
+
+                torch.cuda.reset_peak_memory_stats(work.device)
+            extract(encoder, sample[:1], box, work.device)  # checks, compiles, warms up
             started = time.perf_counter()
-            extract(encoder, sample, box, work.device)
-            scale = len(task.cases) / len(sample)
-            data_set = card.data_set or card.name
-            cached = work.cache.has(encoder, data_set, task.identity, box, work.device)
+            extract(encoder, sample, box, work.device, check=False)
+            scale = len(task.cases) / n
+            cached = work.cache.has(encoder, data_set_of(card), task.identity, box, work.device)
             plans.append(
                 Plan(
                     encoder.card.name,
@@ -66,7 +72,7 @@ def plan(
                     0 if cached else round(tiles * scale),
                     _peak_memory_mb(work.device),
                     0.0 if cached else (time.perf_counter() - started) * scale,
-                    len(sample),
+                    n,
                 )
             )
     return plans

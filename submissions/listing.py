@@ -3,12 +3,13 @@
 import ast
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from .. import tasks as registry
 from ..benchmark import probes as protocols
 from ..benchmark import splits
-from ..benchmark.types import EncoderCard, Probe
+from ..benchmark.errors import UnknownNameError
+from ..benchmark.types import EncoderCard, Kind, Modality, Probe, Unit
 from ..tasks import suites
 from . import architectures as networks
 from . import baselines
@@ -18,6 +19,8 @@ def tasks(
     kind: str | None, modality: str | None, anatomy: str | None, suite: str | None
 ) -> list[dict[str, Any]]:
     """Cards as JSON types, with the hash of the complete set's split, sorted by name."""
+    _known("kind", kind, get_args(Kind))
+    _known("modality", modality and modality.upper(), get_args(Modality))
     wanted = suites.get(suite) if suite else registry.names()
     found = []
     for name in sorted(wanted):
@@ -35,6 +38,7 @@ def tasks(
 
 def encoders(accepts: str | None) -> list[EncoderCard]:
     """Cards of the baselines, sorted by name; ``accepts`` is a ``types.Unit``."""
+    _known("unit", accepts, get_args(Unit))
     return [card for card in baselines.cards() if accepts is None or accepts in card.intensity]
 
 
@@ -56,5 +60,12 @@ def _summary(name: str) -> str:
 
 def probes(kind: str | None) -> list[Probe]:
     """Protocols, sorted by name."""
+    _known("kind", kind, get_args(Kind))
     found = [protocols.get(name) for name in protocols.names()]
     return [probe for probe in found if kind is None or kind in probe.kinds]
+
+
+def _known(what: str, name: str | None, known: tuple[str, ...]) -> None:
+    """Refuse a slip of the pen instead of listing nothing."""
+    if name is not None and name not in known:
+        raise UnknownNameError.of(what, name, known)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,7 +23,8 @@ from ..benchmark.types import EncoderCard
 from . import architectures, baselines
 from .architectures._build import build_network, complete_arguments
 from .manifest import Manifest, canonical, card_identity, model_sha, parse, read
-from .python_objects import modules_of, resolve, source_sha
+from .manifest_tables import NAME_PATTERN
+from .python_objects import modules_of, resolve, source_sha, values_sha
 from .weights import file_sha, load_into, state_sha
 
 
@@ -218,6 +220,11 @@ def _from_object(spec: str, arguments: Mapping[str, Any], device: str) -> Loaded
             "EncoderCard) and embed(x): (B, C, X, Y, Z) -> (B, F); an nn.Module may do without "
             "embed, then its forward is called."
         )
+    if not re.fullmatch(NAME_PATTERN, card.name):
+        raise EncoderError(
+            f"'{spec}': the card is called '{card.name}'. Small letters, digits, '_', '.' and '-' "
+            "are expected, because files and addresses are named after it."
+        )
     maps = getattr(encoder, "maps", None) if card.strides else None
     if card.strides and not callable(maps):
         raise EncoderError(
@@ -238,8 +245,9 @@ def _from_object(spec: str, arguments: Mapping[str, Any], device: str) -> Loaded
     identity = {
         "object": spec,
         "arguments": json.loads(json.dumps(dict(arguments), default=str)),
-        "source": source_sha(target),
+        "source": source_sha(target, encoder, *(() if module is None else module.modules())),
         "weights": None if module is None else state_sha(module),
+        "values": values_sha(encoder),
         "readout": card.readout,
         "card": card_identity(card),
     }

@@ -7,17 +7,17 @@ imports neither torch nor any architecture: what only the network can tell is ch
 
 from __future__ import annotations
 
-import hashlib
 import json
 import tomllib
 from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, JsonValue, ValidationError, model_validator
 
 from ..benchmark.errors import ManifestError
+from ..benchmark.hashing import sha_of
 from ..benchmark.types import EncoderCard, Unit
 from . import architectures
 from .manifest_tables import Count, GridTable, IntensityTable, Line, Name, Table, Text, WeightsTable
@@ -287,11 +287,4 @@ def model_sha(identity: Mapping[str, Any]) -> str:
     >>> model_sha({"a": 1, "b": 2}) == model_sha({"b": 2, "a": 1})
     True
     """
-    text = json.dumps(
-        cast("dict[str, Any]", identity),
-        sort_keys=True,
-        ensure_ascii=True,
-        separators=(",", ":"),
-        allow_nan=False,
-    )
-    return hashlib.sha256(text.encode()).hexdigest()
+    return sha_of(dict(identity))

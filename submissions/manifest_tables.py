@@ -26,7 +26,10 @@ def _plain_file(value: str) -> str:
     return value
 
 
-Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.-]{0,63}$")]
+NAME_PATTERN = r"^[a-z0-9][a-z0-9_.-]{0,63}$"
+"""Files and addresses are named after a model."""
+
+Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 Text = Annotated[str, Field(max_length=2000)]
 Line = Annotated[str, Field(min_length=1, max_length=200)]
 Count = Annotated[int, Field(ge=1)]

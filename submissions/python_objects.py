@@ -6,9 +6,12 @@ import hashlib
 import importlib
 import inspect
 import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
+import numpy as np
+import torch
 from torch import nn
 
 from ..benchmark.errors import UnknownNameError
@@ -23,13 +26,15 @@ def resolve(spec: str) -> Any:
         # Last, so that a file of the current folder never replaces an installed package.
         sys.path.append(here)
         importlib.invalidate_caches()
+    if not all(part.isidentifier() for part in module_name.split(".")):
+        raise UnknownNameError(
+            f"'{module_name}' is no name of a module. An encoder in Python is written "
+            "package.module:factory."
+        )
     try:
         found: Any = importlib.import_module(module_name)
-    except (ModuleNotFoundError, ValueError, TypeError) as error:
-        missing = getattr(error, "name", None)
-        if isinstance(error, ModuleNotFoundError) and not f"{module_name}.".startswith(
-            f"{missing}."
-        ):
+    except ModuleNotFoundError as error:
+        if not f"{module_name}.".startswith(f"{error.name}."):
             raise  # the module is there; something it imports is not
         raise UnknownNameError(
             f"No module is called '{module_name}', neither installed nor in this folder. An "
@@ -47,21 +52,56 @@ def resolve(spec: str) -> Any:
 
 
 def modules_of(encoder: object) -> nn.Module | None:
-    """Everything of the object that holds weights: itself, or the networks among its attributes."""
+    """Every network of an object: itself, or those among its attributes, however nested."""
     if isinstance(encoder, nn.Module):
         return encoder
-    attributes = getattr(encoder, "__dict__", {})
-    parts = {name: v for name, v in sorted(attributes.items()) if isinstance(v, nn.Module)}
-    return nn.ModuleDict(parts) if parts else None
+    found = [part for part in _parts(encoder) if isinstance(part, nn.Module)]
+    return nn.ModuleList(found) if found else None
 
 
-def source_sha(target: object) -> str | None:
-    """sha256 of the file in which a factory (or the class of an object) is written."""
-    is_code = isinstance(target, type) or inspect.isfunction(target)
-    try:
-        file = inspect.getsourcefile(cast("type", target if is_code else type(target)))
-    except TypeError:
-        return None
-    if file is None or not Path(file).is_file():
-        return None
-    return hashlib.sha256(Path(file).read_bytes()).hexdigest()
+def values_sha(encoder: object) -> str | None:
+    """sha256 of the arrays and tensors an object holds outside of networks; None without any."""
+    digest = hashlib.sha256()
+    found = False
+    for part in _parts(encoder):
+        if isinstance(part, torch.Tensor):
+            part = part.detach().cpu().numpy()
+        if isinstance(part, np.ndarray):
+            found = True
+            digest.update(f"{part.dtype}{part.shape}".encode() + part.tobytes())
+    return digest.hexdigest() if found else None
+
+
+def source_sha(*targets: object) -> str | None:
+    """sha256 of the files in which these objects, their classes and bases are written.
+
+    What is installed is left out: its release is named in every row.
+    """
+    files = set()
+    for target in targets:
+        is_code = isinstance(target, type) or inspect.isfunction(target)
+        code: list[Any] = [target] if is_code else []
+        code += (target if isinstance(target, type) else type(target)).__mro__
+        for part in code:
+            try:
+                file = inspect.getsourcefile(part)
+            except TypeError:  # built in
+                continue
+            if file is not None and "site-packages" not in Path(file).parts:
+                files.add(Path(file))
+    texts = [file.read_bytes() for file in sorted(files) if file.is_file()]
+    return hashlib.sha256(b"\0".join(texts)).hexdigest() if texts else None
+
+
+def _parts(value: object, depth: int = 4) -> Iterator[object]:
+    """The leaves of an object's attributes, through lists, tuples and mappings; networks whole."""
+    if isinstance(value, nn.Module | torch.Tensor | np.ndarray) or depth == 0:
+        yield value
+    elif isinstance(value, Mapping):
+        for key in sorted(value, key=str):
+            yield from _parts(value[key], depth - 1)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _parts(item, depth - 1)
+    elif hasattr(value, "__dict__") and not isinstance(value, type):
+        yield from _parts(vars(value), depth - 1)

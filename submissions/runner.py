@@ -8,7 +8,7 @@ where it was.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Protocol
 from ..benchmark import evaluate, splits
 from ..benchmark.cache import Extracted, FeatureCache
 from ..benchmark.errors import TomoprobeError
-from ..benchmark.features import DataIdentity, identify
-from ..benchmark.types import Case, Probe, Result, Task
+from ..benchmark.features import DataIdentity, data_set_of, identify
+from ..benchmark.types import Case, Probe, Task
 from ..leaderboard import db
+from ..leaderboard.records import StoredRow
 from ..tasks import open_cases
 
 if TYPE_CHECKING:
@@ -52,8 +53,8 @@ class Failure:
 class Outcome:
     """What a run did."""
 
-    model_shas: tuple[str, ...]
-    """Of the encoders, in their order."""
+    model_shas: Mapping[str, str]
+    """Of the encoders that could be loaded, by the name that was asked for, in their order."""
     failures: tuple[Failure, ...]
 
 
@@ -89,12 +90,12 @@ def open_task(task: Task, root: Path | None, subset: bool) -> OpenTask:
     """
     cases, complete = open_cases(task, root, subset)
     split_sha = splits.split_sha(task.card, splits.seats_of(cases))
-    return OpenTask(task, cases, complete, identify(cases), split_sha)
+    return OpenTask(task, cases, complete, identify(task, cases), split_sha)
 
 
 def run(
     engine: Engine,
-    encoders: Sequence[Callable[[], LoadedEncoder]],
+    encoders: Mapping[str, Callable[[], LoadedEncoder]],
     tasks: Sequence[OpenTask],
     probes: Sequence[Probe],
     cache: FeatureCache,
@@ -105,7 +106,7 @@ def run(
 
     Args:
         engine: of a migrated database.
-        encoders: loaded one after the other, so that only one is in memory.
+        encoders: by name; loaded one after the other, so that only one is in memory.
         tasks: opened.
         probes: those that do not serve a task's kind are passed over.
         cache: of features.
@@ -116,16 +117,22 @@ def run(
         What ran, and the units that could not be done. A fault of one never stops the others.
     """
     failures: list[Failure] = []
-    model_shas: list[str] = []
+    model_shas: dict[str, str] = {}
 
     def fail(encoder: str, task: str, probe: str, error: TomoprobeError) -> None:
         failures.append(Failure(encoder, task, probe, str(error)))
         reporter.failed(failures[-1])
 
-    for load in encoders:
-        encoder = load()
+    for opened in tasks:
+        db.check_card(engine, _published_card(opened))
+    for asked, load in encoders.items():
+        try:
+            encoder = load()
+        except TomoprobeError as error:
+            fail(asked, "all", "all", error)
+            continue
         name = encoder.card.name
-        model_shas.append(encoder.model_sha)
+        model_shas[asked] = encoder.model_sha
         for opened in tasks:
             card = opened.task.card
             todo = []
@@ -140,7 +147,7 @@ def run(
             try:
                 features = cache.get(
                     encoder,
-                    card.data_set or card.name,
+                    data_set_of(card),
                     opened.cases,
                     opened.identity,
                     card.field_of_view_mm,
@@ -158,7 +165,7 @@ def run(
                     fail(name, card.name, probe.name, error)
                 else:
                     reporter.finished(name, card.name, probe.name, new=True)
-    return Outcome(tuple(model_shas), tuple(failures))
+    return Outcome(model_shas, tuple(failures))
 
 
 def is_done(engine: Engine, encoder: LoadedEncoder, opened: OpenTask, probe: Probe) -> bool:
@@ -226,18 +233,26 @@ def _published_card(opened: OpenTask) -> dict:
     return splits.published_card(task.card, seats)
 
 
-def results_of(
-    engine: Engine, model_shas: Sequence[str], tasks: Sequence[OpenTask], probes: Sequence[Probe]
-) -> list[Result]:
+def rows_of(
+    engine: Engine, model_shas: Iterable[str], tasks: Sequence[OpenTask], probes: Sequence[Probe]
+) -> list[StoredRow]:
     """The stored rows of these models on exactly these data, in the order of the models."""
     order = {sha: i for i, sha in enumerate(model_shas)}
     wanted = {(o.task.card.name, o.identity.dataset_sha, o.split_sha) for o in tasks}
     versions = {(probe.name, probe.version) for probe in probes}
+    found = db.rows(engine, tasks=[o.task.card.name for o in tasks], models=list(order))
     rows = [
-        row.result
-        for row in db.rows(engine)
-        if row.result.model_sha in order
-        and (row.result.task, row.result.dataset_sha, row.result.split_sha) in wanted
+        row
+        for row in found
+        if (row.result.task, row.result.dataset_sha, row.result.split_sha) in wanted
         and (row.result.probe, row.result.probe_version) in versions
     ]
-    return sorted(rows, key=lambda r: (order[r.model_sha], r.task, r.probe, r.metric))
+    return sorted(
+        rows,
+        key=lambda row: (
+            order[row.result.model_sha],
+            row.result.task,
+            row.result.probe,
+            row.result.metric,
+        ),
+    )

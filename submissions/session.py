@@ -3,23 +3,33 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
+
+from sqlalchemy import make_url
 
 from ..benchmark import compare, statistics
 from ..benchmark import evaluate as spine
 from ..benchmark import probes as protocols
 from ..benchmark.cache import FeatureCache
-from ..benchmark.errors import StorageError, TaskFileError, TomoprobeError, UnknownNameError
+from ..benchmark.errors import (
+    ProbeError,
+    StorageError,
+    TaskFileError,
+    TomoprobeError,
+    UnknownNameError,
+)
 from ..benchmark.paths import cache_home
 from ..benchmark.types import Probe, Result, Task
 from ..leaderboard import db as database
-from ..leaderboard.records import Unit
+from ..leaderboard.records import StoredRow, Unit
 from ..tasks import get as get_task
 from ..tasks import load_file, suites
-from . import runner
+from . import architectures, runner
+from .baselines import names as known_baselines
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -40,6 +50,11 @@ class Session:
     device: str
     cache: FeatureCache
 
+    @property
+    def shown_url(self) -> str:
+        """The URL without its password."""
+        return make_url(self.url).render_as_string(hide_password=True)
+
 
 def database_url(db: str | None) -> str:
     """The URL; a plain path becomes SQLite, nothing becomes a file in the cache folder.
@@ -58,6 +73,22 @@ def database_url(db: str | None) -> str:
             ) from error
         return f"sqlite:///{home / 'tomoprobe.db'}"
     return db if "://" in db else f"sqlite:///{Path(db).absolute()}"
+
+
+def existing_database(db: str | None) -> str:
+    """The URL of a database that is there: what only reads should not make an empty one.
+
+    Raises:
+        StorageError: there is no such file.
+    """
+    url = database_url(db)
+    path = make_url(url).database if url.startswith("sqlite") else None
+    if path is not None and not Path(path).exists():
+        raise StorageError(
+            f"There is no database {path}. 'tomoprobe quickstart' or 'tomoprobe evaluate' makes "
+            "one; --db names another."
+        )
+    return url
 
 
 def open_session(db: str | None, data_root: Path | None, device: str) -> Session:
@@ -85,7 +116,7 @@ def resolve_device(device: str) -> str:
 
     available = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
     if device == "auto":
-        return available[-1] if len(available) == 1 else "cuda:0"
+        return "cpu" if len(available) == 1 else "cuda:0"
     if device == "cuda" and len(available) > 1:
         return "cuda:0"
     if device not in available:
@@ -96,20 +127,19 @@ def resolve_device(device: str) -> str:
 # --- what to run ---------------------------------------------------------------------------------
 
 
-def baselines() -> list[LoadEncoder]:
-    """Every baseline that ships."""
-    from .baselines import names
-
-    return encoders(names(), None, None)
+def baselines() -> dict[str, LoadEncoder]:
+    """Every baseline that ships, by name."""
+    return encoders(known_baselines(), None, None)
 
 
 def encoders(
     specs: Sequence[str], arguments: str | None, weights: Path | None
-) -> list[LoadEncoder]:
-    """Loaders for what was typed after ``--encoder``.
+) -> dict[str, LoadEncoder]:
+    """Loaders for what was typed after ``--encoder``, by what was typed.
 
     Raises:
         TomoprobeError: arguments that are not a JSON object.
+        UnknownNameError: a name without a meaning; found now and not when its turn comes.
     """
     from .load import load
 
@@ -121,11 +151,15 @@ def encoders(
         raise TomoprobeError(
             f"--arguments is not a JSON object ({error}). Expected e.g. '{{\"width\": 16}}'."
         ) from error
+    names = [*known_baselines(), *architectures.names()]
+    for spec in specs:
+        if not (spec in names or ":" in spec or spec.endswith(".toml")):
+            raise UnknownNameError.of("encoder", spec, names)
 
     def loader(spec: str) -> LoadEncoder:
         return lambda device: load(spec, arguments=parsed, weights=weights, device=device)
 
-    return [loader(spec) for spec in specs]
+    return {spec: loader(spec) for spec in specs}
 
 
 def probes(names: Sequence[str] | None) -> list[Probe]:
@@ -173,7 +207,7 @@ class Ran(NamedTuple):
 def evaluate(
     work: Session,
     *,
-    encoders: Sequence[LoadEncoder],
+    encoders: Mapping[str, LoadEncoder],
     tasks: Sequence[Task],
     probes: Sequence[Probe],
     subset: bool,
@@ -184,22 +218,29 @@ def evaluate(
 
     Raises:
         DataError: a task's data cannot be used; found before anything is computed.
+        ProbeError: no probe serves any of the tasks.
     """
+    if not any(task.card.kind in probe.kinds for task in tasks for probe in probes):
+        kinds = ", ".join(sorted({task.card.kind for task in tasks}))
+        raise ProbeError(
+            f"No probe among {', '.join(p.name for p in probes)} serves the kind {kinds}: nothing "
+            "would be computed. 'tomoprobe probes' says what each serves."
+        )
     opened = []
     for task in tasks:
         reporter.opening(task.card.name)
         opened.append(runner.open_task(task, work.data_root, subset))
-    loaders = [lambda load=load: load(work.device) for load in encoders]
+    loaders = {name: partial(load, work.device) for name, load in encoders.items()}
     outcome = runner.run(work.engine, loaders, opened, probes, work.cache, work.device, reporter)
     ran = Ran(outcome, opened, list(probes))
     if json_file:
-        write_json_lines(rows_of(work, ran), json_file)
+        write_json_lines([row.result for row in rows_of(work, ran)], json_file)
     return ran
 
 
-def rows_of(work: Session, ran: Ran) -> list[Result]:
+def rows_of(work: Session, ran: Ran) -> list[StoredRow]:
     """The rows of a run, also those that were stored before it."""
-    return runner.results_of(work.engine, ran.outcome.model_shas, ran.tasks, ran.probes)
+    return runner.rows_of(work.engine, ran.outcome.model_shas.values(), ran.tasks, ran.probes)
 
 
 def write_json_lines(rows: Sequence[Result], path: Path) -> None:
@@ -226,7 +267,9 @@ def predictions_of(work: Session, ran: Ran) -> Iterator[tuple[Unit, bytes]]:
     wanted = {(o.task.card.name, o.identity.dataset_sha, o.split_sha) for o in ran.tasks}
     versions = {(probe.name, probe.version) for probe in ran.probes}
     names = [opened.task.card.name for opened in ran.tasks]
-    for unit, parquet in database.predictions(work.engine, names, ran.outcome.model_shas):
+    for unit, parquet in database.predictions(
+        work.engine, names, list(ran.outcome.model_shas.values())
+    ):
         if (unit.task, unit.dataset_sha, unit.split_sha) in wanted and (
             (unit.probe, unit.probe_version) in versions
         ):
@@ -234,24 +277,24 @@ def predictions_of(work: Session, ran: Ran) -> Iterator[tuple[Unit, bytes]]:
 
 
 def differences(
-    work: Session, ran: Ran, opened: runner.OpenTask, reference: str
+    work: Session, ran: Ran, probe: str, reference_sha: str
 ) -> dict[str, dict[str, statistics.Difference]]:
-    """Paired differences to the model called ``reference``, by probe and model_sha.
+    """Paired differences to a model in each task's own metric, by task and model_sha.
 
-    Adjusted by Holm across all that is returned, because what one table shows is one family;
-    empty where that model did not take part.
+    p-values are adjusted by Holm across all that is returned: what is shown is one family.
     """
-    card = opened.task.card
     stored: dict[str, dict[str, tuple]] = {}
     for unit, parquet in predictions_of(work, ran):
-        if unit.task == card.name:
-            stored.setdefault(unit.probe, {})[unit.model_sha] = spine.from_parquet(parquet)
-    found = {}
-    for probe, by_model in stored.items():
-        for sha, (_, provenance) in by_model.items():
-            if provenance.model == reference:
-                found[probe] = compare.against(sha, by_model, card.metric)
-    return compare.adjusted(found)
+        if unit.probe == probe:
+            stored.setdefault(unit.task, {})[unit.model_sha] = spine.from_parquet(parquet)
+    metric = {opened.task.card.name: opened.task.card.metric for opened in ran.tasks}
+    return compare.adjusted(
+        {
+            task: compare.against(reference_sha, by_model, metric[task])
+            for task, by_model in stored.items()
+            if reference_sha in by_model
+        }
+    )
 
 
 def export_predictions(work: Session, ran: Ran, folder: Path) -> None:
@@ -317,7 +360,11 @@ def _key(row: Result) -> tuple:
 
 
 def serve(url: str, host: str, port: int) -> None:
-    """Serve the board until stopped."""
+    """Serve the board until stopped.
+
+    Raises:
+        StorageError: the database cannot be used.
+    """
     from ..leaderboard import site
     from ..leaderboard.settings import Settings
 

@@ -10,18 +10,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich import box
-from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from ..benchmark.types import EncoderCard, Probe
+from .terminal import out
 
 if TYPE_CHECKING:
     from ..benchmark.cache import CacheEntry
     from .dry_runs import Plan
     from .session import Recomputed
-
-out = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
-"""A pipe or file has no width of its own: wide enough for every table."""
 
 
 def _print(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
@@ -29,11 +27,11 @@ def _print(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) ->
     for i, column in enumerate(columns):
         table.add_column(column, justify="right" if column in _NUMBERS else "left", no_wrap=i == 0)
     for row in rows:
-        table.add_row(*[str(cell) for cell in row])
+        table.add_row(*[escape(str(cell)) for cell in row])
     out.print(table)
 
 
-_NUMBERS = {"cases", "patients", "width", "parameters", "MB", "volumes", "forwards", "seconds", "n"}
+_NUMBERS = {"cases", "patients", "width", "parameters", "MB", "volumes", "forwards", "n"}
 
 
 def print_json(value: Any) -> None:
@@ -162,6 +160,7 @@ def print_recomputed(rows: Iterable[Recomputed]) -> int:
         differing += 1
         r = row.stored
         again = "no predictions are stored" if row.again is None else f"now {row.again.score!r}"
-        out.print(f"{r.model} {r.task} {r.probe} {r.metric}: stored {r.score!r}, {again}")
+        line = f"{r.model} {r.task} {r.probe} {r.metric}: stored {r.score!r}, {again}"
+        out.print(escape(line))
     out.print(f"{total - differing} of {total} rows equal their recomputation to the last digit")
     return differing

@@ -9,18 +9,27 @@ from __future__ import annotations
 import importlib.util
 import math
 import os
+import re
 import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import fields, replace
+from hashlib import sha256
 from importlib import import_module
+from numbers import Integral, Real
 from pathlib import Path
 from typing import get_args
 
 from ..benchmark import paths
-from ..benchmark.errors import DataError, IncompleteDataError, TaskFileError, UnknownNameError
+from ..benchmark.errors import (
+    DataError,
+    IncompleteDataError,
+    TaskFileError,
+    TomoprobeError,
+    UnknownNameError,
+)
 from ..benchmark.splits import assign
-from ..benchmark.types import Case, Kind, Modality, Seat, Task
+from ..benchmark.types import Case, Kind, Modality, Seat, Split, Target, Task
 
 __all__ = ["check", "get", "load_file", "names", "open_cases"]
 
@@ -77,7 +86,8 @@ def load_file(path: Path) -> Task:
             f"The task file {path} fails when it is run: {type(error).__name__}: {error}. "
             "Run it with python to see where."
         ) from error
-    return check(getattr(module, "TASK", None), path.stem)
+    task = check(getattr(module, "TASK", None), path.stem)
+    return replace(task, source_sha=sha256(path.read_bytes()).hexdigest())
 
 
 def check(task: object, stem: str | None = None) -> Task:
@@ -106,6 +116,8 @@ def check(task: object, stem: str | None = None) -> Task:
             faults.append(
                 f"'{name}' is '{getattr(card, name)}', expected one of {', '.join(known)}"
             )
+    if not re.fullmatch(r"[A-Za-z0-9_.-]+", card.data_set or "x"):
+        faults.append(f"'data_set' is '{card.data_set}', expected letters, digits, '_', '.', '-'")
     missing = {"cases", "patients"} - set(card.counts)
     if missing:
         faults.append(f"'counts' lacks {', '.join(sorted(missing))}")
@@ -160,7 +172,8 @@ def open_cases(task: Task, root: Path | None, subset: bool) -> tuple[list[Case],
     """
     card = task.card
     root = paths.data_root(root)
-    if card.files and root is None:
+    # what is no evidence may be generated; all else is read from somewhere
+    if root is None and (card.files or card.evidence):
         raise DataError(
             f"'{card.name}' needs data, and no data root is given. Pass --data-root DIR or set "
             f"TOMOPROBE_DATA. {_where_from(task)}"
@@ -170,20 +183,16 @@ def open_cases(task: Task, root: Path | None, subset: bool) -> tuple[list[Case],
             f"The data root {root} is not a folder that can be read. Pass --data-root DIR or set "
             f"TOMOPROBE_DATA. {_where_from(task)}"
         )
-    try:
-        cases = list(task.cases(root or Path()))
-    except (PermissionError, NotADirectoryError, UnicodeDecodeError) as error:
-        raise DataError(
-            f"The data of '{card.name}' cannot be read: {error}. Check the data root and its "
-            f"permissions. {_where_from(task)}"
-        ) from error
+    cases = _cases_of(task, root or Path())
     if not cases:
         raise IncompleteDataError(
             f"No case of '{card.name}' is in the data root {root}. {_where_from(task)}"
         )
     seats = assign(card, [Seat(case.id, case.patient, case.split) for case in cases])
-    placed = [replace(case, split=seat.split) for case, seat in zip(cases, seats, strict=True)]
-    _check_targets(task, placed)
+    placed = [
+        replace(case, split=seat.split, target=_target(task, case))
+        for case, seat in zip(cases, seats, strict=True)
+    ]
     lacks = _lacks(task, placed)
     if lacks and not subset:
         raise IncompleteDataError(
@@ -224,23 +233,51 @@ def _listed(ids: Sequence[str]) -> str:
     return ", ".join(ids[:_SHOWN]) + more
 
 
-def _check_targets(task: Task, cases: Sequence[Case]) -> None:
-    """Every target fits the card's kind."""
-    card = task.card
+def _cases_of(task: Task, root: Path) -> list[Case]:
+    """The task's own list, or a typed error."""
+    name = task.card.name
+    try:
+        cases = list(task.cases(root))
+    except TomoprobeError:
+        raise
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(
+            f"The data of '{name}' cannot be read: {error}. Check the data root {root} and its "
+            f"permissions. {_where_from(task)}"
+        ) from error
+    except Exception as error:  # somebody else's code can fail in any way
+        raise TaskFileError(
+            f"cases() of '{name}' fails on the data root {root}: {type(error).__name__}: {error}. "
+            f"Check the data root and the task. {_where_from(task)}"
+        ) from error
     for case in cases:
-        if card.kind == "classification":
-            sound = isinstance(case.target, int) and 0 <= case.target < len(card.classes)
-            expected = f"a class index from 0 to {len(card.classes) - 1}"
-        elif card.kind == "regression":
-            sound = isinstance(case.target, int | float) and math.isfinite(case.target)
-            expected = "a finite number"
-        else:
-            sound, expected = isinstance(case.target, Path), "the file of a mask"
-        if not sound:
+        if case.split not in (None, *get_args(Split)):
             raise TaskFileError(
-                f"Case '{case.id}' of '{card.name}' has the target {case.target!r}. Expected "
-                f"{expected}: correct the task's cases()."
+                f"Case '{case.id}' of '{name}' is on the side '{case.split}'. Expected one of "
+                f"{', '.join(get_args(Split))}, or None: correct the task's cases()."
             )
+    return cases
+
+
+def _target(task: Task, case: Case) -> Target:
+    """The target as the card's kind has it: a numpy number becomes a plain one."""
+    card, target = task.card, case.target
+    if card.kind == "classification":
+        expected = f"a class index from 0 to {len(card.classes) - 1}"
+        if isinstance(target, Integral) and 0 <= int(target) < len(card.classes):
+            return int(target)
+    elif card.kind == "regression":
+        expected = "a finite number"
+        if isinstance(target, Real) and math.isfinite(target):
+            return float(target)
+    else:
+        expected = "the file of a mask"
+        if isinstance(target, Path):
+            return target
+    raise TaskFileError(
+        f"Case '{case.id}' of '{card.name}' has the target {target!r}. Expected {expected}: "
+        "correct the task's cases()."
+    )
 
 
 def _where_from(task: Task) -> str:

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from ..benchmark.types import Case, Seat, Target, Task, TaskCard, Unit, Volume
+from ..benchmark.types import Case, Seat, Target, Task, TaskCard, Unit
+from ._nifti import nifti_case
 
 CITATION = (
     "Antonelli M et al. The Medical Segmentation Decathlon. Nature Communications 13:4128 (2022); "
@@ -39,7 +40,7 @@ def task(
         images = sorted((root / folder / "imagesTr").glob("[!.]*.nii.gz"))
         masks = root / folder / "labelsTr"
         return [
-            _case(image, target(masks / image.name), unit)
+            nifti_case(image.name.removesuffix(".nii.gz"), image, target(masks / image.name), unit)
             for image in images
             if (masks / image.name).exists()
         ]
@@ -60,21 +61,6 @@ def numbers(text: str) -> list[int]:
     return found
 
 
-def _case(image: Path, target: Target, unit: Unit) -> Case:
-    def load() -> Volume:
-        from ..benchmark.volumes import read_nifti
-
-        return read_nifti(image, unit)
-
-    def digest() -> str:
-        from ..benchmark.volumes import file_sha256
-
-        return file_sha256(image)
-
-    name = image.name.removesuffix(".nii.gz")
-    return Case(name, name, target, load, digest)
-
-
 def volume_mm3(mask: Path, labels: Sequence[int]) -> float:
     """Volume of all ``labels`` together, in mm3: voxels times the volume of one.
 
@@ -86,4 +72,5 @@ def volume_mm3(mask: Path, labels: Sequence[int]) -> float:
     from ..benchmark.volumes import read_mask
 
     voxels, affine = read_mask(mask, labels)
-    return float(np.count_nonzero(voxels) * abs(np.linalg.det(affine[:3, :3])))
+    # rounded, so that the last bit of a determinant does not make it other data
+    return round(float(np.count_nonzero(voxels) * abs(np.linalg.det(affine[:3, :3]))), 3)

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Literal
 
 from ..benchmark.errors import DataError
-from ..benchmark.types import Case, Kind, Seat, Target, Task, TaskCard, Triple, Unit, Volume
+from ..benchmark.types import Case, Kind, Seat, Target, Task, TaskCard, Triple, Unit
+from ._nifti import nifti_case
 
 FOLDER = "soft_tissue_sarcoma"
 PATIENTS = tuple(f"STS_{number:03d}" for number in range(1, 52))
@@ -78,7 +79,7 @@ def task(
 
     def cases(root: Path) -> Sequence[Case]:
         return [
-            _case(row["id"], path, target(row), unit_of_voxels)
+            nifti_case(row["id"], path, target(row), unit_of_voxels)
             for row in _table(root / FOLDER / "metadata.csv")
             if (path := root / FOLDER / row["id"] / f"{scan}.nii.gz").exists()
         ]
@@ -126,17 +127,3 @@ def _table(path: Path) -> list[dict[str, str]]:
                 "expected. Restore the table."
             )
         return list(table)
-
-
-def _case(patient: str, path: Path, target: Target, unit: Unit) -> Case:
-    def load() -> Volume:
-        from ..benchmark.volumes import read_nifti
-
-        return read_nifti(path, unit)
-
-    def digest() -> str:
-        from ..benchmark.volumes import file_sha256
-
-        return file_sha256(path)
-
-    return Case(patient, patient, target, load, digest)

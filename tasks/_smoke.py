@@ -150,10 +150,11 @@ def cohort(
         DataError: the template is missing or another one.
         StorageError: the folder cannot be written, or what is there cannot be read.
     """
-    from . import _smoke_image
+    from ._smoke_image import Recipe
+    from ._smoke_template import TEMPLATE_SHA256
 
-    recipe = recipe or _smoke_image.Recipe()
-    key = json.dumps([asdict(recipe), SIDES, _smoke_image.TEMPLATE_SHA256], sort_keys=True)
+    recipe = recipe or Recipe()
+    key = json.dumps([asdict(recipe), SIDES, TEMPLATE_SHA256], sort_keys=True)
     name = f"v{VERSION}-seed{seed}-{hashlib.sha256(key.encode()).hexdigest()[:8]}"
     folder = (home or cache_home()) / "smoke" / name
     if not folder.is_dir():
@@ -172,9 +173,10 @@ def _make(folder: Path, seed: int, recipe: Recipe, workers: int, progress: Progr
     """Simulate all patients into a temporary folder and give it its name."""
     import numpy as np
 
-    from . import _smoke_image
+    from ._smoke_image import subject
+    from ._smoke_template import template
 
-    _smoke_image.template()  # once, before the threads would each make their own
+    template()  # once, before the threads would each make their own
     folder.parent.mkdir(parents=True, exist_ok=True)
     for left in folder.parent.glob(".making-*"):
         if time.time() - left.stat().st_mtime > STALE_S:
@@ -183,16 +185,14 @@ def _make(folder: Path, seed: int, recipe: Recipe, workers: int, progress: Progr
     n = len(lesioned)
     making = Path(tempfile.mkdtemp(prefix=".making-", dir=folder.parent))
     try:
-        first = _smoke_image.subject(seed, 0, bool(lesioned[0]), recipe)
+        # in memory, 100 MB: a memory-mapped file on a full disk ends the process, not the write
+        first = subject(seed, 0, bool(lesioned[0]), recipe)
         images = {
-            name: np.lib.format.open_memmap(
-                making / f"{name}.npy", "w+", array.dtype, (n, *array.shape)
-            )
-            for name, array in _arrays(first).items()
+            name: np.empty((n, *array.shape), array.dtype) for name, array in _arrays(first).items()
         }
 
         def simulate(index: int) -> tuple[int, Row]:
-            one = _smoke_image.subject(seed, index, bool(lesioned[index]), recipe)
+            one = subject(seed, index, bool(lesioned[index]), recipe)
             for name, array in _arrays(one).items():
                 images[name][index] = array
             return index, _row(seed, index, int(lesioned[index]), one)
@@ -204,8 +204,8 @@ def _make(folder: Path, seed: int, recipe: Recipe, workers: int, progress: Progr
                 rows[index] = row
                 if progress is not None:
                     progress(len(rows), n)
-        for image in images.values():
-            image.flush()
+        for name, image in images.items():
+            np.save(making / f"{name}.npy", image)
         _write_table(making / "subjects.csv", [rows[index] for index in range(n)])
         try:
             making.rename(folder)
@@ -313,7 +313,7 @@ def _case(made: Cohort, index: int, target: int | float) -> Case:
 
     def load() -> Volume:
         from ..benchmark.volumes import from_array
-        from ._smoke_image import SPACING_MM
+        from ._smoke_template import SPACING_MM
 
         return from_array(made.voxels()[index], (SPACING_MM, SPACING_MM, SPACING_MM), "scanner")
 

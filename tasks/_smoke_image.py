@@ -1,48 +1,31 @@
-"""One simulated subject of the smoke cohort: the ICBM152 head, warped, lesioned and scanned.
+"""One simulated patient of the smoke cohort: the template, deformed, lesioned and scanned.
 
 Pure functions of a seed. Everything is computed in float64 and rounded to a grid at the end
-(voxels to 1/1024, millilitres and millimetres to 1/1000): processors differ in the last bit of
-``exp`` or of a sum, a difference of about 1e-16 that the grid absorbs, so that the stored bytes
-and their hash are the same everywhere.
-
-Template: ICBM 2009a nonlinear symmetric, T1 and tissue maps, 1 mm, as shipped by nilearn
-(Fonov et al., NeuroImage 54:313, 2011). It is the average of 152 adults: no real person.
+(voxels to 1/1024, facts to three decimals): processors differ in the last bit of ``exp`` or of a
+sum, a difference of about 1e-16 that the grid absorbs, so that the stored bytes and their hash are
+the same everywhere.
 """
 
 from __future__ import annotations
 
-import hashlib
-import importlib.util
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..benchmark.errors import DataError
-from ..benchmark.types import Shape
+from ._smoke_template import SHAPE, SPACING_MM, template
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Array = NDArray[np.float64]
 
-SHAPE: Shape = (48, 56, 48)
-SPACING_MM = 4.0
-"""The grid of every subject, RAS+: 192 x 224 x 192 mm, brain and margin."""
-
 GRID_STEP = 1 / 1024
 """Voxels are multiples of this in [0, 2), which float16 holds exactly."""
 
 BACKGROUND, CSF, GREY, WHITE, VENTRICLE = range(5)
 """Labels of the tissue maps."""
-
-REACH_MM = 8.0
-"""SD of the Gaussian with which the shift of the ventricles' wall fades with distance."""
-
-TEMPLATE_SHA256 = "79197a4e816fe769af4e19e1f4964dc9965936606e35813a8a6afa06ff95b70c"
-"""Of the three template arrays. Another template would be another cohort under the same name."""
 
 
 @dataclass(frozen=True)
@@ -57,8 +40,8 @@ class Recipe:
     """SD of the rotation about each axis."""
     ventricle_mm: tuple[float, float] = (0.6, 0.7)
     """Mean and SD of the shift of the ventricles' wall; positive enlarges."""
-    atrophy_mm: float = 0.0
-    """Further shift in patients with a lesion."""
+    atrophy_mm: float = 0.25
+    """Further shift in patients with a lesion, as in small-vessel disease: a weak shortcut."""
     ventricle_range_mm: tuple[float, float] = (-1.0, 2.6)
     """The shift is clipped to this: beyond it the deformation would fold."""
     gamma: float = 0.08
@@ -74,24 +57,11 @@ class Recipe:
     contrast: tuple[float, float] = (0.4, 0.8)
     """Range of the lesion's relative change of intensity, without its sign."""
     bright: float = 0.25
-    """Share of changes that are bright."""
+    """Share of lesions that are bright. Most are dark: white matter is the brightest tissue of the
+    image, and pipelines that clip at a high percentile remove what is brighter still."""
     psf: float = 0.1
-    """Share of a voxel's signal that each of its neighbours along an axis receives."""
-    specks: tuple[int, int] = (0, 1)
-    """Range of the number of further white-matter voxels that change in everybody, each with a
-    contrast of its own: without them, counting specks alone would tell controls apart."""
-
-
-@dataclass(frozen=True)
-class Template:
-    """The head, blurred to the subject's voxel size and sampled at 2 mm."""
-
-    channels: Array
-    """(5, 96, 112, 96): T1 in [0, 1], and fractions of grey, white, ventricle and brain."""
-    outward: Array
-    """(3, 48, 56, 48): away from the ventricles' wall, length 1 at the wall, fading."""
-    reached: NDArray[np.bool_]
-    """(48, 56, 48): voxels that the head of some subject may cover."""
+    """Share of a voxel's signal that each of its neighbours along an axis receives, as by a
+    scanner's blur: without it the scattered voxels of controls stand out more than a lesion."""
 
 
 @dataclass(frozen=True)
@@ -116,122 +86,11 @@ class Subject:
     """Relative change of intensity, signed."""
 
 
-@cache
-def template() -> Template:
-    """Read and prepare the head: about 2 s, once per process.
-
-    Raises:
-        DataError: nilearn is missing, or ships other images than the cohort was made from.
-    """
-    from scipy import ndimage
-
-    t1, grey, white = (_field_of_view(a.astype(np.float64) / 255) for a in _template_arrays())
-    ventricle = _lateral_ventricles(grey + white)
-    t1, grey, white = (_at_2_mm(a) for a in (t1, grey, white))
-    brain = ndimage.binary_closing(grey + white > 0.5, iterations=3)
-    brain = ndimage.binary_fill_holes(brain).astype(np.float64)
-    channels = np.stack([t1, grey, white, _at_2_mm(ventricle), brain])
-    reached = ndimage.binary_dilation(_halved(brain) > 0, iterations=5)  # 20 mm
-    return Template(channels, _outward(ventricle), reached)
-
-
-def _template_arrays() -> list[NDArray[np.uint8]]:
-    """T1, grey and white, (197, 233, 189) uint8 at 1 mm, RAS+; found without importing nilearn."""
-    import nibabel
-
-    found = importlib.util.find_spec("nilearn")
-    if found is None or found.origin is None:
-        raise DataError(
-            "The smoke cohort is made from the ICBM152 head that the package nilearn ships, and "
-            "nilearn is not installed. Run: pip install nilearn"
-        )
-    folder = Path(found.origin).parent / "datasets" / "data"
-    arrays: list[NDArray[np.uint8]] = []
-    digest = hashlib.sha256()
-    for kind in ("t1", "gm", "wm"):
-        path = folder / f"mni_icbm152_{kind}_tal_nlin_sym_09a_converted.nii.gz"
-        try:
-            array = np.asanyarray(nibabel.nifti1.load(path).dataobj)
-        except OSError as error:
-            raise DataError(
-                f"The smoke cohort needs {path}, which cannot be read ({error}). Install the "
-                "nilearn of constraints.txt."
-            ) from error
-        digest.update(array.tobytes())
-        arrays.append(array)
-    if digest.hexdigest() != TEMPLATE_SHA256:
-        raise DataError(
-            f"The ICBM152 images in {folder} are not those the smoke cohort was made from: "
-            "another head would be another cohort under the same name. Install the nilearn of "
-            "constraints.txt."
-        )
-    return arrays
-
-
-def _field_of_view(array: Array) -> Array:
-    """(197, 233, 189) at 1 mm -> (192, 224, 192), the brain's center at the center.
-
-    The brain spans 27-169, 28-207, 1-154 of the voxel indices.
-    """
-    return np.pad(array[2:194, 5:229], ((0, 0), (0, 0), (18, 0)))[:, :, :192]
-
-
-def _lateral_ventricles(tissue: Array) -> NDArray[np.bool_]:
-    """The largest pool of fluid that a box around the lateral ventricles encloses: about 18 ml.
-
-    The third ventricle, where it hangs on, adds about 1 ml; the temporal horns, thinner than a
-    voxel of the template's tissue maps, are not connected.
-
-    Args:
-        tissue: fraction of grey and white matter, (192, 224, 192) at 1 mm.
-    """
-    from scipy import ndimage
-
-    # MNI x -42..42, y -62..45, z -15..35 mm; voxel 0 of the grid is at -96, -129, -90
-    box = (slice(54, 139), slice(67, 175), slice(75, 126))
-    pools, _ = ndimage.label(tissue[box] < 0.5)
-    size = np.bincount(pools.ravel())
-    size[0] = 0
-    for axis in range(3):  # what touches the border is the fluid around the brain
-        for end in (0, -1):
-            size[pools.take(end, axis)] = 0
-    ventricle = np.zeros(tissue.shape, bool)
-    ventricle[box] = pools == size.argmax()
-    return ventricle
-
-
-def _outward(ventricle: NDArray[np.bool_]) -> Array:
-    """Gradient of the distance from the wall, weighted by a Gaussian of that distance, at 4 mm."""
-    from scipy import ndimage
-
-    # 40 mm around the box above: five SDs of the Gaussian
-    near = (slice(14, 178), slice(26, 214), slice(34, 166))
-    inside = ventricle[near]
-    signed = ndimage.distance_transform_edt(~inside) - ndimage.distance_transform_edt(inside)
-    distance = np.full(ventricle.shape, signed.max())
-    distance[near] = signed  # mm, positive outside
-    distance = _halved(_at_2_mm(distance))
-    slope = np.stack(np.gradient(distance, SPACING_MM))
-    return slope * np.exp(-0.5 * (distance / REACH_MM) ** 2)
-
-
-def _at_2_mm(array: Array | NDArray[np.bool_]) -> Array:
-    """Blur by a box of 3 mm, then average 2 x 2 x 2 voxels: together close to a 4 mm voxel."""
-    from scipy import ndimage
-
-    return _halved(ndimage.uniform_filter(array.astype(np.float64), 3, mode="nearest"))
-
-
-def _halved(array: Array) -> Array:
-    x, y, z = (n // 2 for n in array.shape)
-    return array.reshape(x, 2, y, 2, z, 2).mean(axis=(1, 3, 5))
-
-
 def subject(seed: int, index: int, lesioned: bool, recipe: Recipe | None = None) -> Subject:
     """Simulate one patient.
 
-    With and without a lesion the same numbers are drawn, in the same order: only where the change
-    of intensity is put differs.
+    With and without a lesion the same numbers are drawn, in the same order: what differs is where
+    the change of intensity is put, and a little the ventricles.
 
     Args:
         seed: of the cohort.
@@ -256,7 +115,8 @@ def subject(seed: int, index: int, lesioned: bool, recipe: Recipe | None = None)
     gamma = np.exp(rng.normal(0, recipe.gamma))
     sigma = rng.uniform(*recipe.noise)
     diameter = round(rng.uniform(*recipe.diameter_mm), 3)
-    contrast = round(float(_contrasts(rng, recipe, 1)[0]), 3)
+    sign = 1 if rng.random() < recipe.bright else -1
+    contrast = round(sign * rng.uniform(*recipe.contrast), 3)
 
     where = head.reached
     offset = displacement(knots, angles, wall, where, recipe)
@@ -265,7 +125,6 @@ def subject(seed: int, index: int, lesioned: bool, recipe: Recipe | None = None)
     deep_white = _filled(white, where)
     center, weight, specks = _change(rng, deep_white, diameter)
     t1 = _filled(t1, where) * (1 + contrast * (weight if lesioned else specks))
-    t1 *= 1 + _scatter(rng, deep_white, _contrasts(rng, recipe, rng.integers(*recipe.specks)))
     for axis in range(3):
         t1 = ndimage.correlate1d(t1, (recipe.psf, 1 - 2 * recipe.psf, recipe.psf), axis)
     clean = t1**gamma * np.exp(bias[0])
@@ -377,11 +236,6 @@ def _scatter(rng: np.random.Generator, white: Array, values: Array) -> Array:
     chosen = seats[rng.choice(len(seats), len(values), replace=False)]
     specks[tuple(chosen.T)] = values
     return specks
-
-
-def _contrasts(rng: np.random.Generator, recipe: Recipe, n: int) -> Array:
-    sign = np.where(rng.random(n) < recipe.bright, 1, -1)
-    return sign * rng.uniform(*recipe.contrast, n)
 
 
 def _sample(channels: Array, point_mm: Array) -> list[Array]:

@@ -14,7 +14,7 @@ from tomoprobe.benchmark.features import extract, identify
 from tomoprobe.benchmark.splits import seats_of, split_sha, uses_cv
 from tomoprobe.benchmark.types import Case, Features, Predictions, TaskCard
 
-from .toy import CARD, ToyEncoder, cases
+from .toy import CARD, TOY, ToyEncoder, cases
 
 CV_CARD = replace(CARD, counts={"cases": 60, "patients": 60})
 REGRESSION_CARD = replace(CARD, kind="regression", metric="mae", classes=())
@@ -35,7 +35,7 @@ def provenance(card: TaskCard, some: list[Case], **changes: object) -> evaluate.
         seconds=1.0,
         device="cpu",
         software="test",
-        dataset_sha=identify(some).dataset_sha,
+        dataset_sha=identify(TOY, some).dataset_sha,
         split_sha=split_sha(card, seats_of(some)),
     )
     return replace(made, **changes)  # type: ignore[arg-type]

@@ -15,7 +15,7 @@ from tomoprobe.benchmark.errors import EncoderError, StorageError
 from tomoprobe.benchmark.features import extract, identify
 from tomoprobe.benchmark.types import Grid
 
-from .toy import ENCODER_CARD, ToyEncoder, case, cases
+from .toy import ENCODER_CARD, TOY, ToyEncoder, case, cases
 
 
 class NanEncoder(ToyEncoder):
@@ -101,39 +101,37 @@ def test_a_gpu_that_runs_out_of_memory_halves_the_batch() -> None:
 
 def test_cached_features_are_read_and_not_computed_again(tmp_path: Path) -> None:
     encoder, cache, some = ToyEncoder(), FeatureCache(tmp_path), cases()
-    first = cache.get(encoder, "toy", some, identify(some), None)
+    first = cache.get(encoder, "toy", some, identify(TOY, some), None)
     seen = encoder.seen
-    again = cache.get(encoder, "toy", some[::-1], identify(some[::-1]), None)
+    again = cache.get(encoder, "toy", some[::-1], identify(TOY, some[::-1]), None)
     assert encoder.seen == seen
     np.testing.assert_array_equal(first.x, again.x[::-1])
     assert again.seconds == first.seconds > 0
 
 
 def test_the_key_changes_with_all_that_decides_the_features() -> None:
-    encoder, some = ToyEncoder(), identify(cases())
-    key = cache_key(encoder, some.images, None, "cpu")
-    assert cache_key(ToyEncoder(model_sha="1" * 64), some.images, None, "cpu") != key
-    assert cache_key(encoder, identify(cases()[:-1]).images, None, "cpu") != key
-    assert cache_key(encoder, some.images, (1.0, 2.0, 3.0), "cpu") != key
-    assert cache_key(encoder, some.images, None, "cuda:0") != key
-    assert cache_key(encoder, some.images, None, "cuda:1") == cache_key(
-        encoder, some.images, None, "cuda:0"
-    )
+    encoder, some = ToyEncoder(), identify(TOY, cases())
+    key = cache_key(encoder, some, None, "cpu")
+    assert cache_key(ToyEncoder(model_sha="1" * 64), some, None, "cpu") != key
+    assert cache_key(encoder, identify(TOY, cases()[:-1]), None, "cpu") != key
+    assert cache_key(encoder, some, (1.0, 2.0, 3.0), "cpu") != key
+    assert cache_key(encoder, some, None, "cuda:0") != key
+    assert cache_key(encoder, some, None, "cuda:1") == cache_key(encoder, some, None, "cuda:0")
 
 
 def test_targets_change_the_data_hash_but_not_the_key() -> None:
     some = cases()
     relabelled = [replace(c, target=1 - int(c.target)) for c in some]  # type: ignore[arg-type]
-    assert identify(some).dataset_sha != identify(relabelled).dataset_sha
-    assert identify(some).images == identify(relabelled).images
+    assert identify(TOY, some).dataset_sha != identify(TOY, relabelled).dataset_sha
+    assert identify(TOY, some).images_sha == identify(TOY, relabelled).images_sha
 
 
 def test_a_truncated_cache_file_is_computed_again(tmp_path: Path) -> None:
     encoder, cache, some = ToyEncoder(), FeatureCache(tmp_path), cases()
-    first = cache.get(encoder, "toy", some, identify(some), None)
+    first = cache.get(encoder, "toy", some, identify(TOY, some), None)
     (file,) = tmp_path.glob("*.safetensors")
     file.write_bytes(file.read_bytes()[:-50])
-    again = cache.get(encoder, "toy", some, identify(some), None)
+    again = cache.get(encoder, "toy", some, identify(TOY, some), None)
     np.testing.assert_array_equal(first.x, again.x)
 
 
@@ -147,13 +145,13 @@ def test_a_full_disk_is_told_and_leaves_nothing_half_written(
 
     monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(StorageError, match="No space left on device"):
-        FeatureCache(tmp_path).get(ToyEncoder(), "toy", cases(), identify(cases()), None)
+        FeatureCache(tmp_path).get(ToyEncoder(), "toy", cases(), identify(TOY, cases()), None)
     assert not list(tmp_path.glob("*.safetensors")) and not list(tmp_path.glob("*.part"))
 
 
 def _extract_in_a_process(folder: str, queue: object) -> None:
     encoder = ToyEncoder()
-    FeatureCache(Path(folder)).get(encoder, "toy", cases(), identify(cases()), None)
+    FeatureCache(Path(folder)).get(encoder, "toy", cases(), identify(TOY, cases()), None)
     queue.put(encoder.seen)  # type: ignore[attr-defined]
 
 
@@ -176,7 +174,7 @@ def test_cleaning_frees_the_files_of_one_model(tmp_path: Path) -> None:
     cache, some = FeatureCache(tmp_path), cases()
     other = ToyEncoder(replace(ENCODER_CARD, name="other"), model_sha="1" * 64)
     for encoder in (ToyEncoder(), other):
-        cache.get(encoder, "toy", some, identify(some), None)
+        cache.get(encoder, "toy", some, identify(TOY, some), None)
     assert {(e.model, e.n, e.width) for e in cache.entries()} == {
         ("toy_mean", 60, 2),
         ("other", 60, 2),
@@ -187,5 +185,5 @@ def test_cleaning_frees_the_files_of_one_model(tmp_path: Path) -> None:
 
 def test_an_image_counts_once_in_the_identity_whatever_the_order() -> None:
     some = cases()
-    assert identify(some).dataset_sha == identify(some[::-1]).dataset_sha
-    assert identify(some).dataset_sha != identify([*some[:-1], case(99)]).dataset_sha
+    assert identify(TOY, some).dataset_sha == identify(TOY, some[::-1]).dataset_sha
+    assert identify(TOY, some).dataset_sha != identify(TOY, [*some[:-1], case(99)]).dataset_sha

@@ -7,7 +7,16 @@ from hashlib import sha256
 import numpy as np
 import torch
 
-from tomoprobe.benchmark.types import Case, EncoderCard, Grid, MinMax, TaskCard, Volume, Window
+from tomoprobe.benchmark.types import (
+    Case,
+    EncoderCard,
+    Grid,
+    MinMax,
+    Task,
+    TaskCard,
+    Volume,
+    Window,
+)
 
 CARD = TaskCard(
     name="toy",
@@ -51,6 +60,8 @@ def cases(card: TaskCard = CARD) -> list[Case]:
         made = [replace(c, split=None) for c in made]
     return made
 
+
+TOY = Task(CARD, lambda root: cases())
 
 ENCODER_CARD = EncoderCard(
     name="toy_mean",

@@ -26,6 +26,12 @@ class KnnProbe:
 
     def __call__(self, features: Features, seed: int, refits: int) -> Predictions:
         """Features are standardised on train, then compared by angle; see ``types.Probe``."""
+        from threadpoolctl import threadpool_limits
+
+        with threadpool_limits(1):  # a sum in another order breaks a tie another way
+            return self._fit(features, seed, refits)
+
+    def _fit(self, features: Features, seed: int, refits: int) -> Predictions:
         sides = standardised_sides(features)
         n_classes = features.n_classes
         most = max(1, int(LARGEST_SHARE * len(sides.train)))

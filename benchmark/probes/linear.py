@@ -39,11 +39,11 @@ class LinearProbe:
         """Fit on all training patients; see ``types.Probe``."""
         from threadpoolctl import threadpool_limits
 
-        sides = standardised_sides(features)
-        if self.components is not None:
-            sides = _project(sides, self.components)
-        # BLAS with two threads is slower than with one at these sizes
+        # one BLAS thread: two are slower at these sizes, and round sums in another order
         with threadpool_limits(1):
+            sides = standardised_sides(features)
+            if self.components is not None:
+                sides = _project(sides, self.components)
             if features.kind == "classification":
                 return _classify(sides, features.n_classes, seed, refits)
             return _regress(sides, seed, refits)
