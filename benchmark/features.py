@@ -265,7 +265,7 @@ def _check_batch_independence(encoder: FrozenEncoder, x: torch.Tensor) -> None:
     # per feature, because one large feature must not hide another; the median keeps rounding in
     # features that are all but dead from counting
     size = np.maximum(np.abs(together), np.abs(alone)).max(0)
-    scale = np.maximum(size, 1e-2 * np.median(size)) + 1e-12
+    scale = np.maximum(size, 1e-2 * np.quantile(size, 0.5, method="lower")) + 1e-12
     worst = float((np.abs(together - alone) / scale).max())
     if worst > BATCH_TOLERANCE:
         raise EncoderError(

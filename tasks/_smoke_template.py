@@ -48,7 +48,7 @@ class Template:
 
 @cache
 def template() -> Template:
-    """Read and prepare the head: about 2 s, once per process.
+    """Read and prepare the head: about 3 s, once per process.
 
     Raises:
         DataError: nilearn is missing, or ships other images than the cohort was made from.

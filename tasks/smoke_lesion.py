@@ -24,7 +24,9 @@ CARD = TaskCard(
     counts=COUNTS,
     classes=("control", "lesion"),
     data_set="smoke",
-    note=NOTE,
+    note=NOTE
+    + " Lesions come with slightly larger ventricles (the wall is 0.25 mm further out), as in "
+    "small-vessel disease: a weak shortcut.",
     evidence=False,
 )
 

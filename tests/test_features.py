@@ -11,7 +11,7 @@ import torch
 
 from tomoprobe.benchmark import features
 from tomoprobe.benchmark.cache import FeatureCache, cache_key
-from tomoprobe.benchmark.errors import EncoderError, StorageError
+from tomoprobe.benchmark.errors import DataError, EncoderError, StorageError
 from tomoprobe.benchmark.features import extract, identify
 from tomoprobe.benchmark.types import Grid
 
@@ -85,6 +85,65 @@ def test_tiles_are_pooled_into_one_row_per_case() -> None:
 def test_a_misbehaving_encoder_is_refused(encoder: ToyEncoder, message: str) -> None:
     with pytest.raises(EncoderError, match=message):
         extract(encoder, cases(), None)
+
+
+class ReturnsNumpy(ToyEncoder):
+    def embed(self, x: torch.Tensor) -> torch.Tensor:
+        return super().embed(x).numpy()  # type: ignore[return-value]
+
+
+class Fails(ToyEncoder):
+    def embed(self, x: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+
+@pytest.mark.parametrize(
+    ("encoder", "message"), [(ReturnsNumpy(), "ndarray"), (Fails(), "mat1 and mat2")]
+)
+def test_a_fault_in_an_encoders_own_code_is_told(encoder: ToyEncoder, message: str) -> None:
+    with pytest.raises(EncoderError, match=message):
+        extract(encoder, cases(), None)
+
+
+def test_batch_dependence_shows_where_one_grid_fills_a_batch(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(features, "BATCH_VOXELS", 8**3)
+    with pytest.raises(EncoderError, match="depend on the batch"):
+        extract(BatchNormalised(), cases(), None)
+
+
+def test_a_large_feature_does_not_hide_one_that_depends_on_the_batch() -> None:
+    class Loud(ToyEncoder):
+        def embed(self, x: torch.Tensor) -> torch.Tensor:
+            mean, sd = super().embed(x).unbind(1)
+            return torch.stack([1e6 + mean, sd - sd.mean(), mean, sd], dim=1)
+
+    with pytest.raises(EncoderError, match="depend on the batch"):
+        extract(Loud(replace(ENCODER_CARD, width=4)), cases(), None)
+
+
+def test_an_image_that_cannot_be_loaded_is_no_fault_of_the_cache(tmp_path: Path) -> None:
+    def missing() -> None:
+        raise FileNotFoundError("scan.nii.gz")
+
+    some = [replace(cases()[0], load=missing), *cases()[1:]]  # type: ignore[arg-type]
+    with pytest.raises(DataError, match=r"case000.*scan\.nii\.gz"):
+        FeatureCache(tmp_path).get(ToyEncoder(), "toy", some, identify(TOY, some), None)
+
+
+def test_a_reader_that_changed_is_another_key() -> None:
+    some = cases()
+    keys = {
+        cache_key(ToyEncoder(), identify(task, some), None, "cpu")
+        for task in (
+            TOY,
+            replace(TOY, card=replace(TOY.card, version=2)),
+            replace(TOY, source_sha="edited"),
+            replace(TOY, card=replace(TOY.card, data_set="other")),
+        )
+    }
+    assert len(keys) == 4
 
 
 def test_a_gpu_that_runs_out_of_memory_halves_the_batch() -> None:

@@ -19,6 +19,7 @@ from sklearn.metrics import r2_score, roc_auc_score
 from tomoprobe import tasks
 from tomoprobe.benchmark.errors import StorageError
 from tomoprobe.benchmark.features import extract
+from tomoprobe.benchmark.paths import cache_home
 from tomoprobe.benchmark.probes import get as get_probe
 from tomoprobe.benchmark.types import Features
 from tomoprobe.submissions.load import load
@@ -110,6 +111,17 @@ def test_a_cohort_is_made_once(cohort: _smoke.Cohort, home: Path) -> None:
     again = _smoke.cohort(home=home, progress=lambda *at: calls.append(at))
     assert again == cohort and not calls
     assert (cohort.folder / "voxels.npy").stat().st_mtime_ns == before
+
+
+def test_the_cache_folder_is_the_platforms_unless_chosen(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("TOMOPROBE_HOME", str(tmp_path))
+    assert cache_home() == tmp_path
+    monkeypatch.setenv("TOMOPROBE_HOME", "~/kept")
+    assert cache_home() == Path.home() / "kept"
+    monkeypatch.delenv("TOMOPROBE_HOME")
+    assert "tomoprobe" in cache_home().parts and cache_home().is_absolute()
 
 
 @pytest.fixture

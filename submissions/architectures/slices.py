@@ -12,8 +12,8 @@ from monai.networks.nets.resnet import ResNet
 from pydantic import Field
 
 from ...benchmark.types import Shape
+from ..slice_adapter import CHUNK, restack, slices
 from . import _stages
-from ._slices import CHUNK, restack, slices
 
 VERSION = 1
 SUMMARY = "MONAI ResNet, 2D, on the slices along an axis; mean over slices, maps restacked."
