@@ -135,7 +135,7 @@ def cohort(
     progress: Progress | None = None,
     recipe: Recipe | None = None,
 ) -> Cohort:
-    """The cohort of a seed: from the cache folder, or made now (about 6 s on two cores).
+    """The cohort of a seed: from the cache folder, or made now (about 10 s on two cores).
 
     The same bytes whatever the number of workers, in every process.
 

@@ -327,7 +327,8 @@ def test_a_model_that_knows_only_the_share_of_classes_in_training_scores_a_half(
     y, fold = rng.integers(2, size=50), rng.integers(5, size=(5, 50))
     prior = np.array([[y[f != k].mean() for k in f] for f in fold])
     p = np.stack([1 - prior, prior], -1)
-    assert AUROC(y, p[0]) < 0.3  # pooled over folds, knowing nothing looks like knowing the inverse
+    pooled = np.mean([AUROC(y, q) for q in p])
+    assert pooled < 0.4  # over all folds, knowing nothing looks like knowing the inverse
     assert cv_interval(AUROC, y, p, people(50), fold, width=32).score == 0.5
 
 
@@ -354,8 +355,8 @@ def test_a_perfect_score_under_cross_validation_is_not_certain() -> None:
 def test_outside_the_simulated_range_no_significance_is_shown(
     n: int, width: int, known: bool
 ) -> None:
-    y, a, fold = repeats(n, seed=0, signal=2)
-    _, b, _ = repeats(n, seed=1, signal=1)
+    y, a, fold = repeats(n, seed=0, signal=1.5)
+    _, b, _ = repeats(n, seed=1, signal=0.5)
     found = cv_interval(AUROC, y, a, people(n), fold, width)
     assert ("uncalibrated" not in found.flags) == known
     assert found.low < found.score < found.high
@@ -402,7 +403,9 @@ def test_the_table_covers_what_it_promises() -> None:
         assert {0.5, 0.6, 0.7, 0.8, 0.9, 0.95} <= {float(r["auroc"]) for r in mine}
     for row in rows:
         assert float(row["factor"]) >= 1
-        assert float(row["error"]) <= 0.1 * float(row["factor"])
+        missed = float(row["factor"]) - float(row["simulated"])
+        assert abs(missed) < 4 * float(row["error"])  # smoothing stays within the noise
+        assert int(row["studies"]) >= 80
         assert abs(float(row["truth"]) - float(row["auroc"])) < 0.03
 
 
