@@ -20,6 +20,7 @@ import math
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from scipy.special import logit, ndtr, ndtri
@@ -52,6 +53,13 @@ REPETITIONS = {
 AUROCS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 """Truths aimed at; the table holds those that were reached, too."""
 
+PENALTIES = tuple(10.0**k for k in range(-4, 2))
+"""Candidates for C. Each cell uses the one with the least out-of-fold log-loss over pilot studies;
+the probe chooses anew in every fold, which takes 50 times as many fits."""
+
+PILOT = 10
+"""Studies of which separation and penalty of a cell are set."""
+
 CORRELATIONS = (0.0, 0.5, 0.9)
 """Of the two encoders' features given the class, in turn."""
 
@@ -73,6 +81,15 @@ CARD = TaskCard(
     counts={},
 )
 """Of which only name and version matter: the folds are hashed from them."""
+
+
+class Design(NamedTuple):
+    """What two equally good encoders and their probes are like."""
+
+    delta: float
+    """Distance of the class means, in SDs of a feature."""
+    c: float
+    """Inverse penalty of the probes, in scikit-learn's convention."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +120,7 @@ class Errors:
 # --- one study -----------------------------------------------------------------------------
 
 
-def study(n: int, width: int, delta: float, number: int, seed: int) -> Study:
+def study(n: int, width: int, design: Design, number: int, seed: int) -> Study:
     """Simulate one study: ``number`` changes the patients, their folds and the correlation."""
     rng = np.random.default_rng([seed, n, width, number])
     y = np.zeros(n, np.int64)
@@ -117,34 +134,48 @@ def study(n: int, width: int, delta: float, number: int, seed: int) -> Study:
 
     rho = CORRELATIONS[number % len(CORRELATIONS)]
     shared = rng.normal(size=(n, width))
-    shift = delta / math.sqrt(width)  # spread over all features, so that standardising keeps it
+    shift = design.delta / math.sqrt(
+        width
+    )  # spread over all features, so that standardising keeps it
     truth, predictions = np.empty(2), np.zeros((2, REPEATS, n, 2))
     for encoder in range(2):
         x = math.sqrt(rho) * shared + math.sqrt(1 - rho) * rng.normal(size=(n, width))
         x += shift * y[:, None]
-        w = fold_models(x, y, train)
+        w, intercept = fold_models(x, y, train, design.c)
         reach = shift * w.sum(1) / (math.sqrt(2) * np.linalg.norm(w, axis=1))
         truth[encoder] = ndtr(reach).mean()
-        for (r, k), odds in zip(models, w @ x.T, strict=True):
+        for (r, k), odds in zip(models, w @ x.T + intercept[:, None], strict=True):
             out = folds[r] == k
             predictions[encoder, r, out] = odds[out, None] * (-0.5, 0.5)
     return Study(y, patient, folds, predictions, truth)
 
 
 @cache
-def separation(n: int, width: int, auroc: float, seed: int) -> float:
-    """|delta| at which training on four fifths of n patients gives about this AUROC."""
-    if auroc <= 0.5:
-        return 0.0
+def design(n: int, width: int, auroc: float, seed: int) -> Design:
+    """The separation at which probes reach about this AUROC, and the penalty they would choose."""
     wanted = ndtri(auroc)
     # a score along the difference of the class means, each off by its sampling error
     share = sum(RARER) / 2
     noise = width / (n * (1 - 1 / FOLDS)) / (share * (1 - share))
     delta = math.sqrt(wanted**2 + math.sqrt(wanted**4 + 2 * wanted**2 * noise))
-    for _ in range(4):
-        pilot = [study(n, width, delta, number, seed + 1).truth for number in range(10)]
-        delta *= (wanted / ndtri(np.mean(pilot))) ** 0.7
-    return float(delta)
+    found = Design(float(delta), 1.0)
+
+    def pilot(d: Design) -> list[Study]:
+        return [study(n, width, d, number, seed + 1) for number in range(PILOT)]
+
+    for _ in range(2):
+        losses = [np.mean([_log_loss(s) for s in pilot(found._replace(c=c))]) for c in PENALTIES]
+        found = found._replace(c=PENALTIES[int(np.argmin(losses))])
+        for _ in range(2 if auroc > 0.5 else 0):
+            reached = ndtri(np.mean([s.truth for s in pilot(found)]))
+            found = found._replace(delta=float(found.delta * (wanted / reached) ** 0.7))
+    return found
+
+
+def _log_loss(s: Study) -> float:
+    """Of the out-of-fold predictions."""
+    odds = s.predictions[..., 1] - s.predictions[..., 0]
+    return float(np.logaddexp(0, np.where(s.target == 1, -odds, odds)).mean())
 
 
 def errors(s: Study, truth: float) -> Errors:
@@ -205,8 +236,8 @@ class Row:
 
 def cell(n: int, width: int, auroc: float, studies: int, seed: int) -> list[Row]:
     """Simulate one cell, for scores and for differences."""
-    delta = separation(n, width, auroc, seed)
-    made = [study(n, width, delta, number, seed) for number in range(studies)]
+    like = design(n, width, auroc, seed)
+    made = [study(n, width, like, number, seed) for number in range(studies)]
     truth = float(np.mean([s.truth for s in made]))
     found = [errors(s, truth) for s in made]
     ratios: dict[inflation.Of, np.ndarray] = {
@@ -248,11 +279,11 @@ def smoothed(rows: list[Row]) -> list[Row]:
         )
         u, v, a = np.log(n / 77), np.log(width / 256), (auroc - 0.75) / 0.25
         terms = (u**0, u, v, u * u, u * v, a, a**2, a**3, u * a, u * a**2, v * a)
-        design = np.stack(terms, axis=1)
+        x = np.stack(terms, axis=1)
         simulated = np.array([row.simulated for row in mine])
         weight = simulated / np.array([row.error for row in mine])
-        fit = np.linalg.lstsq(design * weight[:, None], np.log(simulated) * weight, rcond=None)[0]
-        factors = np.exp(design @ fit)
+        fit = np.linalg.lstsq(x * weight[:, None], np.log(simulated) * weight, rcond=None)[0]
+        factors = np.exp(x @ fit)
         filled += [replace(r, factor=float(f)) for r, f in zip(mine, factors, strict=True)]
     return filled
 

@@ -1,5 +1,6 @@
 """The ``tomoprobe`` command. Heavy imports wait until a command needs them."""
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, NoReturn
@@ -238,6 +239,9 @@ def _exit_with(failures: tuple) -> None:
 
 def main() -> NoReturn:
     """Run the command; a ``TomoprobeError`` is a message and exit 2, anything else a traceback."""
+    # Read by OpenMP when torch is first imported, which is later. By default its threads spin
+    # while they wait, and a neighbour on the machine then makes an encoder ten times slower.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         app(standalone_mode=True)
     except TomoprobeError as error:

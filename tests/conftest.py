@@ -1,6 +1,11 @@
 """Fixtures for all tests: a home of their own, the real data where they are, tiny encoders."""
 
 import os
+
+# Before anything imports torch: two workers on two cores, so more threads only wait for one
+# another.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -24,8 +29,6 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TOMOPROBE_HOME", str(folder))
         patch.delenv("TOMOPROBE_DB", raising=False)
-        # two workers on two cores: more threads only wait for one another
-        patch.setenv("OMP_NUM_THREADS", "1")
         yield folder
 
 
