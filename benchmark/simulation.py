@@ -54,8 +54,9 @@ AUROCS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 """Truths aimed at; the table holds those that were reached, too."""
 
 PENALTIES = tuple(10.0**k for k in range(-4, 2))
-"""Candidates for C. Each cell uses the one with the least out-of-fold log-loss over pilot studies;
-the probe chooses anew in every fold, which takes 50 times as many fits."""
+"""Candidates for C. Each cell uses the one with the least out-of-fold log-loss over pilot studies.
+The probe chooses anew in every fold, which takes 50 times as many fits; where that was tried (30,
+51 and 75 patients), errors in units of SE were 0 to 6 % smaller."""
 
 PILOT = 10
 """Studies of which separation and penalty of a cell are set."""

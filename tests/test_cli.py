@@ -7,6 +7,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import nibabel as nib
@@ -277,9 +278,9 @@ def test_a_task_without_data_says_what_to_do(
 
 def test_a_locked_database_is_told(evaluate, tmp_path: Path, monkeypatch) -> None:
     evaluate("--probe", "knn")
-    from tomoprobe.leaderboard import opening
+    from tomoprobe.leaderboard import db
 
-    monkeypatch.setattr(opening, "BUSY_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(db, "connect", partial(db.connect, timeout_s=0.2))
     holder = sqlite3.connect(tmp_path / "scores.db")
     try:
         holder.execute("begin exclusive")

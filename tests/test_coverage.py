@@ -110,8 +110,8 @@ def test_cross_validated_intervals_hold_the_truth(
 ) -> None:
     """Other studies than those the table was made of, at and between its cells."""
     seed = 2024
-    delta = simulation.separation(n, width, auroc, seed)
-    made = [simulation.study(n, width, delta, i, seed) for i in range(studies)]
+    like = simulation.design(n, width, auroc, seed)
+    made = [simulation.study(n, width, like, i, seed) for i in range(studies)]
     truth = float(np.mean([s.truth for s in made]))
     held, plain, different = [], [], []
     for s in made:

@@ -1,8 +1,9 @@
 """An encoder is run once, checked, and its features are kept."""
 
 import errno
+import subprocess
+import sys
 from dataclasses import replace
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -208,24 +209,27 @@ def test_a_full_disk_is_told_and_leaves_nothing_half_written(
     assert not list(tmp_path.glob("*.safetensors")) and not list(tmp_path.glob("*.part"))
 
 
-def _extract_in_a_process(folder: str, queue: object) -> None:
-    encoder = ToyEncoder()
-    FeatureCache(Path(folder)).get(encoder, "toy", cases(), identify(TOY, cases()), None)
-    queue.put(encoder.seen)  # type: ignore[attr-defined]
+IN_A_PROCESS = """
+import sys
+from pathlib import Path
+
+sys.path.insert(0, sys.argv[1])
+from tests.toy import TOY, ToyEncoder, cases
+from tomoprobe.benchmark.cache import FeatureCache
+from tomoprobe.benchmark.features import identify
+
+encoder = ToyEncoder()
+FeatureCache(Path(sys.argv[2])).get(encoder, "toy", cases(), identify(TOY, cases()), None)
+print(encoder.seen)
+"""
 
 
 @pytest.mark.slow
 def test_two_processes_at_once_extract_once(tmp_path: Path) -> None:
-    context = get_context("spawn")
-    queue = context.Queue()
-    workers = [
-        context.Process(target=_extract_in_a_process, args=(str(tmp_path), queue)) for _ in range(2)
-    ]
-    for worker in workers:
-        worker.start()
-    seen = sorted(queue.get(timeout=120) for _ in workers)
-    for worker in workers:
-        worker.join()
+    root = str(Path(__file__).parents[1])
+    command = [sys.executable, "-c", IN_A_PROCESS, root, str(tmp_path)]
+    workers = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    seen = sorted(int(worker.communicate(timeout=120)[0]) for worker in workers)
     assert seen[0] == 0 and seen[1] >= 60
 
 

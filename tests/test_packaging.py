@@ -44,7 +44,7 @@ def test_every_folder_with_python_files_is_a_listed_package() -> None:
 
 def test_every_dependency_is_pinned_without_a_local_tag() -> None:
     pins = dict(
-        line.split("==")
+        line.lower().split("==")
         for line in (ROOT / "constraints.txt").read_text().splitlines()
         if line and not line.startswith("#")
     )

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
-from tomoprobe.benchmark import inflation, metrics, resampling, statistics
+from tomoprobe.benchmark import inflation, metrics, newton, resampling, simulation, statistics
 from tomoprobe.benchmark.statistics import (
     ESTIMANDS,
     FLAGS,
@@ -433,6 +434,35 @@ def test_factors_are_interpolated_between_cells_and_held_beyond() -> None:
     assert inflation.largest("score", 51, 512) == max(
         factor for (of, n, w, _), factor in cells.items() if (of, n, w) == ("score", 51, 512)
     )
+
+
+@pytest.mark.parametrize(("width", "signal"), [(10, 0.5), (80, 0.5), (30, 3.0), (80, 3.0)])
+@pytest.mark.parametrize("c", [1e-4, 0.1, 10.0])
+def test_simulated_fits_are_those_of_the_probe(width: int, signal: float, c: float) -> None:
+    rng = np.random.default_rng(width)
+    y = np.arange(50) % 2
+    x = 3 + 2 * rng.normal(size=(50, width)) + signal * y[:, None]
+    train = (rng.random((3, 50)) < 0.8).astype(float)
+    w, intercept = newton.fold_models(x, y, train, c)
+    for k in range(3):
+        rows = train[k] > 0
+        scaled = (x - x[rows].mean(0)) / x[rows].std(0)
+        model = LogisticRegression(C=c, tol=1e-10, max_iter=100_000).fit(scaled[rows], y[rows])
+        odds = model.decision_function(scaled)
+        assert x @ w[k] + intercept[k] == pytest.approx(odds, abs=1e-4 * np.abs(odds).max())
+
+
+def test_the_simulated_truth_is_the_auroc_on_new_patients() -> None:
+    like = simulation.Design(delta=2.0, c=0.1)
+    study = simulation.study(40, 8, like, number=0, seed=0)
+    rng = np.random.default_rng(1)
+    y = np.arange(20_000) % 2
+    x = rng.normal(size=(len(y), 8)) + like.delta / np.sqrt(8) * y[:, None]
+    # the best direction is an upper limit that 32 training patients come near
+    best = roc_auc_score(y, x.sum(1))
+    assert best - 0.1 < study.truth.min() <= study.truth.max() < best + 0.01
+    nothing = simulation.study(40, 8, simulation.Design(delta=0.0, c=0.1), number=0, seed=0)
+    assert nothing.truth == pytest.approx([0.5, 0.5])
 
 
 def test_every_protocol_says_what_its_interval_is_about() -> None:
