@@ -165,7 +165,9 @@ def design(n: int, width: int, auroc: float, seed: int) -> Design:
         return [study(n, width, d, number, seed + 1) for number in range(PILOT)]
 
     for _ in range(2):
-        losses = [np.mean([_log_loss(s) for s in pilot(found._replace(c=c))]) for c in PENALTIES]
+        losses = [
+            float(np.mean([_log_loss(s) for s in pilot(found._replace(c=c))])) for c in PENALTIES
+        ]
         found = found._replace(c=PENALTIES[int(np.argmin(losses))])
         for _ in range(2 if auroc > 0.5 else 0):
             reached = ndtri(np.mean([s.truth for s in pilot(found)]))
