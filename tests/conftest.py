@@ -10,7 +10,12 @@ from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
+import hypothesis
 import pytest
+
+# The same examples in every run, however slow the machine: a flaky check is a bug.
+hypothesis.settings.register_profile("tomoprobe", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("tomoprobe")
 
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 
