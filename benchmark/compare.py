@@ -1,18 +1,23 @@
-"""Paired differences between models on the same test patients, from stored predictions."""
+"""Paired comparisons of models on the same test patients, from stored predictions."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from . import metrics, statistics
-from .evaluate import Provenance, headline_of, stacked
+from . import learning_curves, metrics, statistics
+from .evaluate import curve_of
+from .learning_curves import LabelShare
+from .predictions import Provenance, headline_of, stacked
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
 def against(
-    reference: str, stored: "Mapping[str, tuple[pd.DataFrame, Provenance]]", metric_name: str
+    reference: str,
+    stored: "Mapping[str, tuple[pd.DataFrame, Provenance]]",
+    metric_name: str,
+    shots: int | None = None,
 ) -> dict[str, statistics.Difference]:
     """Score minus the reference's score, with interval and p-value, for every other model.
 
@@ -20,23 +25,20 @@ def against(
         reference: key of ``stored``.
         stored: predictions of one task, probe and split by model.
         metric_name: which metric.
+        shots: of a probe with a budget, the size; None: the mean over the curve.
 
     Returns:
         By model; p-values are not yet adjusted: apply ``statistics.holm`` across all that is
         shown. Models that were tested on other cases than the reference are left out, because
-        they cannot be paired with it.
+        they cannot be paired with it; so are those that lack that size.
     """
     metric = metrics.get(metric_name)
     table, provenance = stored[reference]
+    if "shots" in table.columns:
+        return dict(_on_budget(reference, stored, metric, shots))
     ours = stacked(headline_of(table))
     differences = {}
-    for name, (other_table, other) in stored.items():
-        same_cases = (other.dataset_sha, other.split_sha) == (
-            provenance.dataset_sha,
-            provenance.split_sha,
-        )
-        if name == reference or not same_cases:
-            continue
+    for name, (other_table, other) in _paired(reference, stored):
         theirs = stacked(headline_of(other_table)).values
         if provenance.cv:
             width = max(provenance.width, other.width)
@@ -48,6 +50,77 @@ def against(
                 metric, ours.target, theirs[0], ours.values[0], ours.patient
             )
     return differences
+
+
+def _paired(
+    reference: str, stored: "Mapping[str, tuple[pd.DataFrame, Provenance]]"
+) -> "Iterator[tuple[str, tuple[pd.DataFrame, Provenance]]]":
+    """The other models that were tested on the reference's cases."""
+    _, ours = stored[reference]
+    for name, (table, other) in stored.items():
+        same = (other.dataset_sha, other.split_sha) == (ours.dataset_sha, ours.split_sha)
+        if name != reference and same:
+            yield name, (table, other)
+
+
+def _on_budget(
+    reference: str,
+    stored: "Mapping[str, tuple[pd.DataFrame, Provenance]]",
+    metric: metrics.Metric,
+    shots: int | None,
+) -> Iterator[tuple[str, statistics.Difference]]:
+    table, provenance = stored[reference]
+    ours = curve_of(table, metric)
+
+    def at(curve: Mapping[int, learning_curves.Runs]) -> learning_curves.Runs | None:
+        return learning_curves.area(curve) if shots is None else curve.get(shots)
+
+    for name, (other_table, other) in _paired(reference, stored):
+        a, b = at(curve_of(other_table, metric).runs), at(ours.runs)
+        if a is not None and b is not None:
+            width = max(provenance.width, other.width) if provenance.cv else None
+            yield (
+                name,
+                learning_curves.runs_difference(
+                    metric, a, b, ours.n_classes, ours.counts, ours.who, width
+                ),
+            )
+
+
+def label_shares(
+    reference: str, stored: "Mapping[str, tuple[pd.DataFrame, Provenance]]", metric_name: str
+) -> dict[str, LabelShare]:
+    """The share of labels at which each other model reaches the reference's full-data score.
+
+    Args:
+        reference: key of ``stored``.
+        stored: predictions of ``label_efficiency`` on one task by model.
+        metric_name: which metric.
+
+    Returns:
+        By model; those without a curve on the reference's cases are left out.
+    """
+    metric = metrics.get(metric_name)
+    table, provenance = stored[reference]
+    theirs = curve_of(table, metric)
+    full = max(theirs.runs)
+    shares: dict[str, LabelShare] = {}
+    for name, (other_table, other) in _paired(reference, stored):
+        ours = curve_of(other_table, metric)
+        factor = 1.0
+        if provenance.cv:
+            width = max(provenance.width, other.width)
+            scores = tuple(float(c.runs[full].once.mean()) for c in (ours, theirs))
+            n_classes = theirs.n_classes
+            factor, _ = statistics.cv_factor(
+                "difference", metric, n_classes, theirs.who, width, scores
+            )
+        share = learning_curves.label_share(
+            metric, ours.runs, theirs.runs[full], theirs.who.n_patients, factor
+        )
+        if share is not None:
+            shares[name] = share
+    return shares
 
 
 def adjusted(

@@ -6,22 +6,20 @@ results. Recomputing a published number is calling ``score`` on the stored table
 
 from __future__ import annotations
 
-import io
-import json
 import math
-import platform
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from . import metrics, statistics
-from .errors import StorageError
+from . import learning_curves, metrics, statistics
+from .budgets import budget_of, plan
+from .errors import ProbeError
+from .predictions import HEADLINE, Provenance, headline_of, stacked
+from .resampling import Sample, patient_draws
 from .splits import FOLDS, REPEATS, fold, uses_cv
-from .types import Case, Features, Kind, Probe, Result, TaskCard
+from .types import Budget, Case, Features, Probe, Result, TaskCard
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,38 +27,14 @@ if TYPE_CHECKING:
 REFITS = 20
 """Refits on resampled training patients, from which the spread comes."""
 
-HEADLINE = -1
-"""Value of the column ``refit`` for the fit on all training patients."""
-
-
-@dataclass(frozen=True)
-class Provenance:
-    """What a row says about where it comes from."""
-
-    model: str
-    model_sha: str
-    task: str
-    task_version: int
-    probe: str
-    probe_version: int
-    kind: Kind
-    width: int
-    """F: the inflation of cross-validated intervals depends on it."""
-    cv: bool
-    subset: bool
-    seconds: float
-    device: str
-    software: str
-    dataset_sha: str
-    split_sha: str
-
 
 @dataclass(frozen=True)
 class Scores:
-    """Results of one probe on one task, with the reasons to be careful, by metric."""
+    """Results of one probe on one task, with the reasons to be careful with each."""
 
     results: tuple[Result, ...]
-    flags: Mapping[str, tuple[str, ...]]
+    flags: tuple[tuple[str, ...], ...]
+    """Of each result: keys of ``statistics.FLAGS``, or a sentence."""
 
 
 # --- predict -----------------------------------------------------------------------------------
@@ -82,8 +56,15 @@ def predict(
         One row per (repeat, refit, test case): ``repeat`` and ``fold`` (0 without
         cross-validation), ``refit`` (-1: all training patients), ``case``, ``patient``,
         ``target``, ``p0``, ``p1``, ... (class probabilities) or ``value`` (float64, so that
-        recomputing is exact), and ``chosen_*``, the hyper-parameters of the fit.
+        recomputing is exact), and ``chosen_*``, the hyper-parameters of the fit. A probe with a
+        budget has a column ``shots`` as well, and ``repeat`` is the draw.
+
+    Raises:
+        ProbeError: the probe cannot be fitted, or not one size of its budget can be drawn.
     """
+    budget = budget_of(probe)
+    if budget is not None:
+        return _predict_on_budget(card, cases, x, probe, budget, seed)
     if not uses_cv(card):
         split = np.array([case.split for case in cases])
         return _fit(card, cases, x, split, probe, seed, repeat=0, held_out=0, refits=range(REFITS))
@@ -99,6 +80,51 @@ def predict(
                 split = np.where(folds == k, "test", "train")
                 parts.append(_fit(card, cases, x, split, probe, seed, repeat, k, refits))
     return pd.concat(parts, ignore_index=True)
+
+
+def _predict_on_budget(
+    card: TaskCard, cases: Sequence[Case], x: np.ndarray, probe: Probe, budget: Budget, seed: int
+) -> pd.DataFrame:
+    """One fit per support; only the rows of its patients and of the test patients are touched."""
+    import pandas as pd
+
+    planned = plan(card, cases, budget)
+    if not planned.supports:
+        raise ProbeError(
+            f"'{probe.name}' cannot be fitted on '{card.name}': "
+            f"{'; '.join(dict.fromkeys(planned.skipped.values())) or 'there is no test patient'}. "
+            "Use a larger part of the data set."
+        )
+    parts = []
+    for support in planned.supports:
+        rows = np.concatenate([support.train, support.test])
+        split = np.array(["train"] * len(support.train) + ["test"] * len(support.test))
+        part = _fit(
+            card,
+            [cases[row] for row in rows],
+            x[rows],
+            split,
+            probe,
+            seed,
+            support.draw,
+            support.fold,
+            range(0),
+        )
+        parts.append(part.assign(shots=support.size))
+    return pd.concat(parts, ignore_index=True)
+
+
+def has_area(probe: Probe) -> bool:
+    """Whether the mean over the probe's curve is published."""
+    budget = budget_of(probe)
+    return budget is not None and budget.area
+
+
+def skipped_sizes(card: TaskCard, cases: Sequence[Case], probe: Probe) -> dict[str, str]:
+    """Sizes of the probe's budget that cannot be drawn on this task, and why."""
+    budget = budget_of(probe)
+    skipped = {} if budget is None else plan(card, cases, budget).skipped
+    return {str(size): reason for size, reason in skipped.items()}
 
 
 def _fit(
@@ -153,10 +179,58 @@ def _fit(
 # --- score -------------------------------------------------------------------------------------
 
 
+class _Number(NamedTuple):
+    """One score before it becomes a row."""
+
+    metric: metrics.Metric
+    shots: int | None
+    interval: statistics.Interval
+    spread: float
+    n_test: int
+
+
 def score(table: pd.DataFrame, provenance: Provenance) -> Scores:
-    """All metrics of the task's kind, with intervals, from per-case predictions."""
+    """All metrics of the task's kind, with intervals, from per-case predictions.
+
+    A probe with a budget gives a row per metric and size, the sizes that could not be drawn
+    included (without a score, and with the reason as a flag), and the area where it has one.
+    """
+    if "shots" in table.columns:
+        numbers = list(_scored_on_budget(table, provenance))
+    else:
+        numbers = list(_scored(table, provenance))
+    several = provenance.cv or "shots" in table.columns
+    results = tuple(
+        Result(
+            model=provenance.model,
+            model_sha=provenance.model_sha,
+            task=provenance.task,
+            task_version=provenance.task_version,
+            probe=provenance.probe,
+            probe_version=provenance.probe_version,
+            metric=number.metric.name,
+            shots=number.shots,
+            seed="all" if several else 0,
+            score=_finite(number.interval.score),
+            low=_finite(number.interval.low),
+            high=_finite(number.interval.high),
+            spread=_finite(number.spread),
+            n_test=number.n_test,
+            subset=provenance.subset,
+            seconds=provenance.seconds,
+            device=provenance.device,
+            software=provenance.software,
+            dataset_sha=provenance.dataset_sha,
+            split_sha=provenance.split_sha,
+        )
+        for number in numbers
+    )
+    return Scores(results, tuple(tuple(number.interval.flags) for number in numbers))
+
+
+def _scored(table: pd.DataFrame, provenance: Provenance) -> Iterator[_Number]:
+    """Trained on all training patients: one number per metric."""
     tested = stacked(headline_of(table))
-    results, flags = [], {}
     for metric in metrics.for_kind(provenance.kind):
         if provenance.cv:
             interval = statistics.cv_interval(
@@ -171,64 +245,57 @@ def score(table: pd.DataFrame, provenance: Provenance) -> Scores:
             interval = statistics.score_interval(
                 metric, tested.target, tested.values[0], tested.patient
             )
-        results.append(
-            Result(
-                model=provenance.model,
-                model_sha=provenance.model_sha,
-                task=provenance.task,
-                task_version=provenance.task_version,
-                probe=provenance.probe,
-                probe_version=provenance.probe_version,
-                metric=metric.name,
-                shots=None,
-                seed="all" if provenance.cv else 0,
-                score=_finite(interval.score),
-                low=_finite(interval.low),
-                high=_finite(interval.high),
-                spread=_finite(_spread(metric, table)),
-                n_test=len(tested.target),
-                subset=provenance.subset,
-                seconds=provenance.seconds,
-                device=provenance.device,
-                software=provenance.software,
-                dataset_sha=provenance.dataset_sha,
-                split_sha=provenance.split_sha,
+        yield _Number(metric, None, interval, _spread(metric, table), len(tested.target))
+
+
+SKIPPED = "skipped: "
+"""How the flag of a size begins that could not be drawn; the reason follows."""
+
+
+def _scored_on_budget(table: pd.DataFrame, provenance: Provenance) -> Iterator[_Number]:
+    """One number per metric and size; the spread is the SD over draws of the support."""
+    n_test = len(set(table["case"]))
+    width = provenance.width if provenance.cv else None
+    for metric in metrics.for_kind(provenance.kind):
+        curve = curve_of(table, metric)
+        found: dict[int | None, learning_curves.Runs] = {**curve.runs}
+        if provenance.area and len(curve.runs) > 1:
+            found[None] = learning_curves.area(curve.runs)
+        for shots, runs in found.items():
+            interval = learning_curves.runs_interval(
+                metric, runs, curve.n_classes, curve.counts, curve.who, width
             )
-        )
-        flags[metric.name] = tuple(interval.flags)
-    return Scores(tuple(results), flags)
+            spread = float(np.std(runs.once, ddof=1)) if len(runs.once) > 1 else math.nan
+            yield _Number(metric, shots, interval, spread, n_test)
+        for shots, reason in provenance.skipped.items():
+            flags = (f"{SKIPPED}{reason}",)
+            nothing = statistics.Interval(math.nan, math.nan, math.nan, flags)
+            yield _Number(metric, int(shots), nothing, math.nan, n_test)
 
 
-def headline_of(table: pd.DataFrame) -> pd.DataFrame:
-    """The rows of the fit on all training patients."""
-    return table.query(f"refit == {HEADLINE}")
+class Curve(NamedTuple):
+    """Scores of one metric by training size, on draws of patients that all models share."""
+
+    metric: metrics.Metric
+    runs: Mapping[int, learning_curves.Runs]
+    counts: np.ndarray
+    """(B, G) draws of patients."""
+    who: Sample
+    n_classes: int
 
 
-class Tested(NamedTuple):
-    """Predictions of one kind of fit as arrays; cases sorted by id."""
-
-    target: np.ndarray
-    """(N,)."""
-    patient: np.ndarray
-    """(N,) str."""
-    values: np.ndarray
-    """(R, N, K) probabilities or (R, N) values of R repeats."""
-    fold: np.ndarray
-    """(R, N) the fold that held each case out."""
-
-
-def stacked(table: pd.DataFrame) -> Tested:
-    """Arrays of the rows of one kind of fit, a repeat being a row of the arrays."""
-    columns = [c for c in table.columns if c == "value" or (c[0] == "p" and c[1:].isdigit())]
-    repeats = [
-        part.sort_values("case", kind="stable") for _, part in table.groupby("repeat", sort=True)
-    ]
-    first = repeats[0]
-    values = np.stack([part[columns].to_numpy(np.float64) for part in repeats])
-    if columns == ["value"]:
-        values = values[:, :, 0]
-    fold = np.stack([part["fold"].to_numpy() for part in repeats])
-    return Tested(first["target"].to_numpy(), first["patient"].to_numpy(str), values, fold)
+def curve_of(table: pd.DataFrame, metric: metrics.Metric) -> Curve:
+    """Score every draw of every size; ``table`` is of a probe with a budget."""
+    sizes = sorted(set(table["shots"].tolist()))
+    by_size = {size: stacked(table.query(f"shots == {size}")) for size in sizes}
+    first = next(iter(by_size.values()))
+    who = statistics.sample_of(metric, first.target, first.values[0], first.patient)
+    counts = patient_draws(who, statistics.DRAWS, seed=0)
+    runs = {
+        size: learning_curves.runs(metric, t.target, t.values, t.fold, counts, who)
+        for size, t in by_size.items()
+    }
+    return Curve(metric, runs, counts, who, first.values.shape[-1])
 
 
 def _spread(metric: metrics.Metric, table: pd.DataFrame) -> float:
@@ -242,58 +309,3 @@ def _spread(metric: metrics.Metric, table: pd.DataFrame) -> float:
 
 def _finite(value: float) -> float | None:
     return float(value) if math.isfinite(value) else None
-
-
-# --- the stored form ---------------------------------------------------------------------------
-
-
-def to_parquet(table: pd.DataFrame, provenance: Provenance) -> bytes:
-    """The table with its provenance inside, so that a file alone can be scored again."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    arrow = pa.Table.from_pandas(table, preserve_index=False)
-    about = json.dumps(vars(provenance)).encode()
-    arrow = arrow.replace_schema_metadata({**(arrow.schema.metadata or {}), b"tomoprobe": about})
-    out = io.BytesIO()
-    pq.write_table(arrow, out, compression="zstd")
-    return out.getvalue()
-
-
-def from_parquet(data: bytes) -> tuple[pd.DataFrame, Provenance]:
-    """The inverse of ``to_parquet``.
-
-    Raises:
-        StorageError: these bytes are not such a file.
-    """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        arrow = pq.read_table(io.BytesIO(data))
-        about = json.loads((arrow.schema.metadata or {})[b"tomoprobe"])
-        return arrow.to_pandas(), Provenance(**about)
-    except (pa.ArrowInvalid, KeyError, TypeError, ValueError) as error:
-        raise StorageError(
-            f"Stored predictions cannot be read ({error}). Expected a Parquet file written by "
-            "tomoprobe: restore it from a copy, or evaluate again."
-        ) from error
-
-
-# --- provenance --------------------------------------------------------------------------------
-
-
-def software() -> str:
-    """The releases that a score may depend on."""
-    packages = ("tomoprobe", "torch", "monai", "scikit-learn", "numpy", "scipy")
-    python = f"python {sys.version_info.major}.{sys.version_info.minor}"
-    return "; ".join([python, *(f"{name} {version(name)}" for name in packages)])
-
-
-def device_name(device: str) -> str:
-    """What a row says about the hardware, e.g. ``cpu: x86_64`` or ``cuda: NVIDIA H100``."""
-    if device.startswith("cuda"):
-        import torch
-
-        return f"cuda: {torch.cuda.get_device_name(device)}"
-    return f"cpu: {platform.machine()}"

@@ -47,7 +47,7 @@ def uses_cv(card: TaskCard) -> bool:
 
 def side(card: TaskCard, patient: str) -> Split:
     """The side of a patient whom the publisher put on none."""
-    u = position(card.name, card.version, "side", 0, patient)
+    u = position(card.name, card.data_version, "side", 0, patient)
     if u < TEST_SHARE:
         return "test"
     return "val" if u < TEST_SHARE + VAL_SHARE else "train"
@@ -55,7 +55,7 @@ def side(card: TaskCard, patient: str) -> Split:
 
 def fold(card: TaskCard, draw: int, patient: str, k: int = FOLDS) -> int:
     """The fold, in 0..k-1, that holds a patient out in one repeat of cross-validation."""
-    return int(position(card.name, card.version, "fold", draw, patient) * k)
+    return int(position(card.name, card.data_version, "fold", draw, patient) * k)
 
 
 def support(
@@ -88,7 +88,7 @@ def support(
                 f"Class {label} of '{card.name}' has {len(members)} training patients, but "
                 f"{k} are needed. Use fewer shots."
             )
-        members.sort(key=lambda p: position(card.name, card.version, "support", draw, p))
+        members.sort(key=lambda p: position(card.name, card.data_version, "support", draw, p))
         chosen += members[:k]
     return chosen
 

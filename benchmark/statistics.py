@@ -79,12 +79,12 @@ def score_interval(
         draws: how many.
     """
     runs = _runs(metric, prediction)
-    who = _sample(metric, target, runs[0], patient)
+    who = sample_of(metric, target, runs[0], patient)
     counts = patient_draws(who, draws, seed)
     once = np.array([metric(target, p) for p in runs])
     drawn = np.stack([metric(target, p, counts[:, who.member]) for p in runs])
-    evidence = _crossed(drawn, once, counts, who, seed)
-    return interval(metric, float(once.mean()), evidence, _few(metric, who))
+    evidence = crossed(drawn, once, counts, who, seed)
+    return interval(metric, float(once.mean()), evidence, few(metric, who))
 
 
 def paired_difference(
@@ -102,14 +102,14 @@ def paired_difference(
     was trained on the same patients.
     """
     runs = _runs(metric, a), _runs(metric, b)
-    who = _sample(metric, target, runs[0][0], patient)
+    who = sample_of(metric, target, runs[0][0], patient)
     counts = patient_draws(who, draws, seed)
     weights = counts[:, who.member]
     once = [np.array([metric(target, p) for p in part]) for part in runs]
     drawn = [np.stack([metric(target, p, weights) for p in part]) for part in runs]
-    evidence = _crossed(drawn[0] - drawn[1], once[0] - once[1], counts, who, seed)
+    evidence = crossed(drawn[0] - drawn[1], once[0] - once[1], counts, who, seed)
     scores = (float(once[0].mean()), float(once[1].mean()))
-    return difference(metric, scores, evidence, _few(metric, who))
+    return difference(metric, scores, evidence, few(metric, who))
 
 
 # --- repeated cross-validation ---------------------------------------------------------------
@@ -142,10 +142,10 @@ def cv_interval(
         seed: of the draws.
         draws: how many.
     """
-    who = _sample(metric, target, predictions[0], patient)
+    who = sample_of(metric, target, predictions[0], patient)
     counts = patient_draws(who, draws, seed)
     score, values = over_repeats(metric, target, predictions, fold, counts[:, who.member])
-    factor, flags = _inflation("score", metric, predictions, who, width, (score,))
+    factor, flags = cv_factor("score", metric, predictions.shape[-1], who, width, (score,))
     evidence = Evidence(values, counts, who, factor=factor, logit=True)
     return interval(metric, score, evidence, flags)
 
@@ -165,12 +165,12 @@ def cv_difference(
 
     Arguments as in :func:`cv_interval`; ``width`` is that of the wider features.
     """
-    who = _sample(metric, target, a[0], patient)
+    who = sample_of(metric, target, a[0], patient)
     counts = patient_draws(who, draws, seed)
     score_a, values_a = over_repeats(metric, target, a, fold, counts[:, who.member])
     score_b, values_b = over_repeats(metric, target, b, fold, counts[:, who.member])
     scores = (score_a, score_b)
-    factor, flags = _inflation("difference", metric, a, who, width, scores)
+    factor, flags = cv_factor("difference", metric, a.shape[-1], who, width, scores)
     evidence = Evidence(values_a - values_b, counts, who, factor=factor)
     return difference(metric, scores, evidence, flags)
 
@@ -226,13 +226,14 @@ def _runs(metric: Metric, prediction: np.ndarray) -> np.ndarray:
     return prediction[None] if prediction.ndim == single else prediction
 
 
-def _sample(
+def sample_of(
     metric: Metric, target: np.ndarray, prediction: np.ndarray, patient: np.ndarray
 ) -> Sample:
+    """Who is drawn; ``prediction`` (N, K) or (N,) of one training tells the number of classes."""
     return sample(metric.kind, target, patient, n_classes=prediction.shape[-1])
 
 
-def _crossed(
+def crossed(
     drawn: np.ndarray, once: np.ndarray, counts: np.ndarray, who: Sample, seed: int
 ) -> Evidence:
     """Draw seeds as well: drawn (S, B) and once (S,) of each seed."""
@@ -244,23 +245,23 @@ def _crossed(
     return Evidence(values, counts, who, n_seeds, float(once.var(ddof=1)) / n_seeds)
 
 
-def _few(metric: Metric, who: Sample) -> tuple[str, ...]:
-    few = metric.kind == "classification" and who.smallest < FEW
-    return ("few_positives",) if few else ()
+def few(metric: Metric, who: Sample) -> tuple[str, ...]:
+    """The flag of a test set with hardly anybody of one class, or none."""
+    return ("few_positives",) if metric.kind == "classification" and who.smallest < FEW else ()
 
 
-def _inflation(
+def cv_factor(
     of: inflation.Of,
     metric: Metric,
-    predictions: np.ndarray,
+    n_classes: int,
     who: Sample,
     width: int,
     scores: tuple[float, ...],
 ) -> tuple[float, tuple[str, ...]]:
     """Factor of SE, the largest of those for ``scores``; and the flags."""
-    if metric.name == "auroc" and predictions.shape[-1] == 2:
+    if metric.name == "auroc" and n_classes == 2:
         found = [inflation.factor(of, who.n_patients, width, score) for score in scores]
         factor, known = max(f for f, _ in found), all(inside for _, inside in found)
     else:  # not simulated
         factor, known = inflation.largest(of, who.n_patients, width), False
-    return factor, (*_few(metric, who), *(() if known else ("uncalibrated",)))
+    return factor, (*few(metric, who), *(() if known else ("uncalibrated",)))

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
-Modality = Literal["CT", "MR"]
-"""How the patient was scanned."""
+Modality = Literal["CT", "MR", "CT and MR", "EM"]
+"""How the patient was scanned; EM is electron microscopy, which is no radiology (MedMNIST)."""
 
 Unit = Literal["HU", "scanner", "relative"]
 """What a voxel's number means: Hounsfield units (CT); scanner units (MR); or ``relative``, scaled
@@ -105,6 +105,29 @@ Target = int | float | tuple[int, ...] | Path
 
 
 @dataclass(frozen=True)
+class Region:
+    """Where in an image the question is asked: a mask that is no part of the answer."""
+
+    load: Callable[[], tuple[np.ndarray, np.ndarray]]
+    """Mask (X, Y, Z), bool, not empty, on the voxels of the case's volume; affine (4, 4)."""
+    digest: Callable[[], str]
+    """sha256 of the mask's content, as hex."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """Why the version of a task or a probe was raised, and what has to be done again."""
+
+    version: int
+    """The version that the change led to."""
+    why: str
+    """One sentence for the board."""
+    redo: Literal["scores", "predictions"] = "predictions"
+    """``scores``: the stored per-case predictions still hold, only what is computed from them
+    changed. ``predictions``: images, targets, sides or the fit changed."""
+
+
+@dataclass(frozen=True)
 class Case:
     """One image and what is asked of it. Nothing is read until ``load`` is called."""
 
@@ -118,6 +141,8 @@ class Case:
     """sha256 of the image's content (not of its target), as hex."""
     split: Split | None = None
     """The publisher's side, or None: then the side is a hash of the patient."""
+    region: Region | None = None
+    """For encoders that describe a region (``EncoderCard.region``); None: the whole body."""
 
 
 class Seat(NamedTuple):
@@ -162,10 +187,31 @@ class TaskCard:
     """What a reader of a score must know: leaks, simulations, caveats."""
     evidence: bool = True
     """False: a sanity check, shown but never ranked as evidence about radiology."""
+    changes: tuple[Change, ...] = ()
+    """Why the version was raised, oldest first."""
+
+    @property
+    def data_version(self) -> int:
+        """The newest version whose images, targets and sides are these: what hashes depend on."""
+        return redone_since(self.version, self.changes)
 
     def as_dict(self) -> dict[str, Any]:
         """The card as plain JSON types."""
         return _plain(asdict(self))
+
+
+def redone_since(version: int, changes: Sequence[Change]) -> int:
+    """The oldest version whose predictions still hold at ``version``.
+
+    A version that no change explains is taken to have changed everything.
+
+    >>> redone_since(3, [Change(2, "relabelled"), Change(3, "now by MAE", redo="scores")])
+    2
+    """
+    only_scores = {change.version for change in changes if change.redo == "scores"}
+    while version in only_scores:
+        version -= 1
+    return version
 
 
 @dataclass(frozen=True)
@@ -206,6 +252,9 @@ class EncoderCard:
     """Least overlap of neighbouring tiles, as a share of the tile, in [0, 1)."""
     pool: Literal["mean", "max"] = "mean"
     """How the embeddings of tiles become the embedding of the volume."""
+    region: bool = False
+    """The encoder describes the case's region: its mask (0 or 1) comes as one more channel after
+    the image's, all 0 where the task has none."""
     readout: str = ""
     """Which layers become the embedding; two readouts of one checkpoint are two models."""
     parameters: int = 0
@@ -273,9 +322,31 @@ class Predictions:
     """Hyper-parameters chosen on train and val."""
 
 
+@dataclass(frozen=True)
+class Budget:
+    """Training on a few of the training patients, several times over.
+
+    A probe with an attribute ``budget`` is called once per size and draw, on features that hold
+    the drawn training patients and the test patients and nobody else.
+    """
+
+    unit: Literal["patients per class", "percent"]
+    """Of ``sizes``; percent of the training patients."""
+    sizes: tuple[int, ...]
+    """Rising. What rows call ``shots``."""
+    draws: int = 10
+    """Supports per size; nested: those of a smaller size are contained in those of a larger."""
+    area: bool = False
+    """Whether the mean over the curve (``statistics.area``) is a row too, without shots."""
+
+
 @runtime_checkable
 class Probe(Protocol):
-    """One protocol: how frozen features become predictions."""
+    """One protocol: how frozen features become predictions.
+
+    Two more attributes are optional: ``budget``, a ``Budget``; and ``changes``, a tuple of
+    ``Change``.
+    """
 
     name: str
     version: int
@@ -300,6 +371,8 @@ class Result:
     probe_version: int
     metric: str
     shots: int | None
+    """Size of the training budget, in the unit of the probe's ``Budget``; None: all patients, or
+    the mean over the curve."""
     seed: int | Literal["all"]
     score: float | None
     """None where the metric is not defined (a test set of one class has no AUROC)."""

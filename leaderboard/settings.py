@@ -4,6 +4,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
+from ..benchmark.types import Budget, Change
+
+
+@dataclass(frozen=True)
+class Current:
+    """What this release knows of a task or a probe: rows of an older version are superseded."""
+
+    version: int
+    changes: tuple[Change, ...] = ()
+    """Why the version was raised, oldest first."""
+    budget: Budget | None = None
+    """Of a probe that trains on a few patients: what ``shots`` counts."""
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -16,6 +29,9 @@ class Settings:
     listens on; its path is put before every link."""
     suites: Mapping[str, Sequence[str]] = field(default_factory=dict)
     """Names of tasks by name of the suite, to filter by."""
+    tasks: Mapping[str, Current] = field(default_factory=dict)
+    """By name. Handed in, like the suites: the site sees neither the tasks nor the probes."""
+    probes: Mapping[str, Current] = field(default_factory=dict)
 
     @property
     def root(self) -> str:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from ..benchmark import evaluate, splits
+from ..benchmark import evaluate, predictions, splits
 from ..benchmark.cache import Extracted, FeatureCache
 from ..benchmark.errors import TomoprobeError
 from ..benchmark.features import DataIdentity, data_set_of, identify
@@ -193,7 +193,7 @@ def _probe_and_store(
     card = opened.task.card
     started = time.perf_counter()
     table = evaluate.predict(card, opened.cases, features.x, probe)
-    provenance = evaluate.Provenance(
+    provenance = predictions.Provenance(
         model=encoder.card.name,
         model_sha=encoder.model_sha,
         task=card.name,
@@ -205,10 +205,12 @@ def _probe_and_store(
         cv=splits.uses_cv(card),
         subset=not opened.complete,
         seconds=round(features.seconds + time.perf_counter() - started, 3),
-        device=evaluate.device_name(device),
-        software=evaluate.software(),
+        device=predictions.device_name(device),
+        software=predictions.software(),
         dataset_sha=opened.identity.dataset_sha,
         split_sha=opened.split_sha,
+        area=evaluate.has_area(probe),
+        skipped=evaluate.skipped_sizes(card, opened.cases, probe),
     )
     scores = evaluate.score(table, provenance)
     db.add(
@@ -218,9 +220,8 @@ def _probe_and_store(
         manifest=dict(encoder.manifest),
         task_card=_published_card(opened),
         results=scores.results,
-        parquet=evaluate.to_parquet(table, provenance),
+        parquet=predictions.to_parquet(table, provenance),
         flags=scores.flags,
-        uncalibrated=[m for m, flags in scores.flags.items() if "uncalibrated" in flags],
     )
 
 

@@ -14,6 +14,7 @@ from sqlalchemy import make_url
 from ..benchmark import compare, statistics
 from ..benchmark import evaluate as spine
 from ..benchmark import probes as protocols
+from ..benchmark.budgets import budget_of, changes_of
 from ..benchmark.cache import FeatureCache
 from ..benchmark.errors import (
     ProbeError,
@@ -23,11 +24,14 @@ from ..benchmark.errors import (
     UnknownNameError,
 )
 from ..benchmark.paths import cache_home
+from ..benchmark.predictions import from_parquet
 from ..benchmark.types import Probe, Result, Task
 from ..leaderboard import db as database
 from ..leaderboard.records import StoredRow, Unit
+from ..leaderboard.settings import Current, Settings
 from ..tasks import get as get_task
 from ..tasks import load_file, suites
+from ..tasks import names as task_names
 from . import architectures, runner
 from .baselines import names as known_baselines
 
@@ -286,7 +290,7 @@ def differences(
     stored: dict[str, dict[str, tuple]] = {}
     for unit, parquet in predictions_of(work, ran):
         if unit.probe == probe:
-            stored.setdefault(unit.task, {})[unit.model_sha] = spine.from_parquet(parquet)
+            stored.setdefault(unit.task, {})[unit.model_sha] = from_parquet(parquet)
     metric = {opened.task.card.name: opened.task.card.metric for opened in ran.tasks}
     return compare.adjusted(
         {
@@ -340,7 +344,7 @@ def recompute(work: Session) -> Iterator[Recomputed]:
     """Every stored row beside its recomputation."""
     again: dict[tuple, Result] = {}
     for _, parquet in database.predictions(work.engine):
-        for row in spine.score(*spine.from_parquet(parquet)).results:
+        for row in spine.score(*from_parquet(parquet)).results:
             again[_key(row)] = row
     for stored in database.rows(work.engine):
         yield Recomputed(stored.result, again.get(_key(stored.result)))
@@ -354,6 +358,7 @@ def _key(row: Result) -> tuple:
         row.probe,
         row.probe_version,
         row.metric,
+        row.shots,
         row.dataset_sha,
         row.split_sha,
     )
@@ -366,6 +371,16 @@ def serve(url: str, host: str, port: int) -> None:
         StorageError: the database cannot be used.
     """
     from ..leaderboard import site
-    from ..leaderboard.settings import Settings
 
-    site.serve(url, host, port, Settings(suites=suites.SUITES))
+    site.serve(url, host, port, site_settings())
+
+
+def site_settings() -> Settings:
+    """What the site is told of this release: it sees neither the tasks nor the probes."""
+    cards = [get_task(name).card for name in task_names()]
+    known = [protocols.get(name) for name in protocols.names()]
+    return Settings(
+        suites=suites.SUITES,
+        tasks={card.name: Current(card.version, card.changes) for card in cards},
+        probes={p.name: Current(p.version, changes_of(p), budget_of(p)) for p in known},
+    )

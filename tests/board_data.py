@@ -114,16 +114,16 @@ def add(
             "task_card": (card or task_card(first.task, first.metric)).as_dict(),
             "results": rows,
             "parquet": PARQUET,
-            "flags": {},
+            "flags": [()] * len(rows),
             "added": datetime(2026, 1, 1, tzinfo=UTC),
         }
         | changes,
     )
 
 
-def fresh(folder: Path) -> Engine:
-    """An empty, migrated database."""
-    engine = db.connect(f"sqlite:///{folder / 'board.db'}")
+def fresh(where: Path | str) -> Engine:
+    """An empty, migrated database at a URL, or as a file in a folder."""
+    engine = db.connect(where if isinstance(where, str) else f"sqlite:///{where / 'board.db'}")
     db.migrate(engine)
     return engine
 
@@ -223,7 +223,7 @@ def fill(engine: Engine, tasks: Sequence[TaskCard] = (*REAL_TASKS, *SMOKE_TASKS)
                 rows = [replace(r, subset=True, n_test=20, dataset_sha=sha("half")) for r in rows]
             if name == "intensity" and card.name == "sarcoma_mr_sex":
                 rows = [replace(r, score=None, low=None, high=None) for r in rows]
-            few = {"auroc": [FEW]} if card.name.startswith("sarcoma") else {}
+            few = [(FEW,) if r.metric == "auroc" and "sarcoma" in card.name else () for r in rows]
             add(engine, rows, card, flags=few)
             if name in ("texture", "intensity"):
                 add(engine, [replace(r, probe="knn") for r in rows], card, flags=few)

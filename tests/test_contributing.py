@@ -8,7 +8,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from tomoprobe.benchmark import evaluate
+from tomoprobe.benchmark import evaluate, predictions
 from tomoprobe.benchmark.features import extract
 from tomoprobe.benchmark.types import Probe
 from tomoprobe.submissions.load import load
@@ -51,5 +51,5 @@ def test_the_three_files_evaluate_one_another(folder: Path) -> None:
     (probe,) = my_probe.PROBES
     assert isinstance(probe, Probe)
     table = evaluate.predict(task.card, cases, x, probe)
-    headline = table[table["refit"] == evaluate.HEADLINE]
+    headline = table[table["refit"] == predictions.HEADLINE]
     assert ((headline["p1"] > 0.5) == (headline["target"] == 1)).all()

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from tomoprobe.benchmark import evaluate, metrics, probes
+from tomoprobe.benchmark import evaluate, metrics, predictions, probes
 from tomoprobe.benchmark.compare import against
 from tomoprobe.benchmark.errors import StorageError
 from tomoprobe.benchmark.features import extract, identify
@@ -20,8 +20,8 @@ CV_CARD = replace(CARD, counts={"cases": 60, "patients": 60})
 REGRESSION_CARD = replace(CARD, kind="regression", metric="mae", classes=())
 
 
-def provenance(card: TaskCard, some: list[Case], **changes: object) -> evaluate.Provenance:
-    made = evaluate.Provenance(
+def provenance(card: TaskCard, some: list[Case], **changes: object) -> predictions.Provenance:
+    made = predictions.Provenance(
         model="toy_mean",
         model_sha="0" * 64,
         task=card.name,
@@ -41,7 +41,7 @@ def provenance(card: TaskCard, some: list[Case], **changes: object) -> evaluate.
     return replace(made, **changes)  # type: ignore[arg-type]
 
 
-def predicted(card: TaskCard, noise: float = 0.0) -> tuple[pd.DataFrame, evaluate.Provenance]:
+def predicted(card: TaskCard, noise: float = 0.0) -> tuple[pd.DataFrame, predictions.Provenance]:
     some = cases(card)
     x = extract(ToyEncoder(), some, None)
     x = x + noise * np.random.default_rng(0).normal(size=x.shape).astype(np.float32)
@@ -64,16 +64,16 @@ def test_every_metric_of_the_kind_gets_a_row_with_an_interval(card: TaskCard) ->
 def test_the_score_is_that_of_the_headline_fit() -> None:
     table, about = predicted(CARD)
     row = next(r for r in evaluate.score(table, about).results if r.metric == "auroc")
-    headline = table[table["refit"] == evaluate.HEADLINE]
+    headline = table[table["refit"] == predictions.HEADLINE]
     assert row.score == pytest.approx(roc_auc_score(headline["target"], headline["p1"]), abs=1e-12)
 
 
 def test_cross_validation_holds_every_case_out_once_per_repeat() -> None:
     table, _ = predicted(CV_CARD)
-    headline = table[table["refit"] == evaluate.HEADLINE]
+    headline = table[table["refit"] == predictions.HEADLINE]
     assert (headline.groupby(["repeat", "case"]).size() == 1).all()
     assert headline.groupby("repeat").size().tolist() == [60] * 5
-    assert table[table["refit"] != evaluate.HEADLINE]["refit"].nunique() == evaluate.REFITS
+    assert table[table["refit"] != predictions.HEADLINE]["refit"].nunique() == evaluate.REFITS
 
 
 def test_a_probe_never_sees_a_test_target() -> None:
@@ -95,7 +95,7 @@ def test_a_probe_never_sees_a_test_target() -> None:
 @pytest.mark.parametrize("card", [CARD, CV_CARD, REGRESSION_CARD])
 def test_stored_predictions_give_every_score_again_to_the_last_digit(card: TaskCard) -> None:
     table, about = predicted(card)
-    stored, about_again = evaluate.from_parquet(evaluate.to_parquet(table, about))
+    stored, about_again = predictions.from_parquet(predictions.to_parquet(table, about))
     assert about_again == about
     assert evaluate.score(stored, about_again) == evaluate.score(table, about)
     shuffled = stored.sample(frac=1, random_state=0)
@@ -104,7 +104,7 @@ def test_stored_predictions_give_every_score_again_to_the_last_digit(card: TaskC
 
 def test_bytes_that_are_no_predictions_are_refused() -> None:
     with pytest.raises(StorageError, match="cannot be read"):
-        evaluate.from_parquet(b"not parquet")
+        predictions.from_parquet(b"not parquet")
 
 
 def test_two_runs_give_identical_scores() -> None:

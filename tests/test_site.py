@@ -449,7 +449,7 @@ def attacked(empty):
     )
     encoder = model_card(EVIL, title=EVIL, note=EVIL, authors=EVIL, source="JavaScript:alert(1)")
     row = result(EVIL, EVIL, device=EVIL)
-    add(empty, [row], task, encoder, flags={"auroc": [EVIL]}, manifest={"name": EVIL})
+    add(empty, [row], task, encoder, flags=[[EVIL]], manifest={"name": EVIL})
     visitor = Visitor(create_app(empty, Settings(title=EVIL, suites={EVIL: [EVIL]})))
     return [
         visitor.get("/"),

@@ -1,0 +1,142 @@
+"""Per-case predictions: the table between a probe and its scores, and the form it is stored in.
+
+Every published number can be recomputed from such a table: see ``evaluate.score``.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import platform
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from .errors import StorageError
+from .types import Kind
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+HEADLINE = -1
+"""Value of the column ``refit`` for the fit on all training patients."""
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What a row says about where it comes from."""
+
+    model: str
+    model_sha: str
+    task: str
+    task_version: int
+    probe: str
+    probe_version: int
+    kind: Kind
+    width: int
+    """F: the inflation of cross-validated intervals depends on it."""
+    cv: bool
+    subset: bool
+    seconds: float
+    device: str
+    software: str
+    dataset_sha: str
+    split_sha: str
+    area: bool = False
+    """Whether the mean over the curve is a row too: of the probe's ``Budget``."""
+    skipped: Mapping[str, str] = field(default_factory=dict)
+    """By size of the training budget, why it could not be drawn. JSON has text keys only."""
+
+
+# --- as arrays ---------------------------------------------------------------------------------
+
+
+def headline_of(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of the fit on all training patients."""
+    return table.query(f"refit == {HEADLINE}")
+
+
+class Tested(NamedTuple):
+    """Predictions of one kind of fit as arrays; cases sorted by id."""
+
+    target: np.ndarray
+    """(N,)."""
+    patient: np.ndarray
+    """(N,) str."""
+    values: np.ndarray
+    """(R, N, K) probabilities or (R, N) values of R repeats."""
+    fold: np.ndarray
+    """(R, N) the fold that held each case out."""
+
+
+def stacked(table: pd.DataFrame) -> Tested:
+    """Arrays of the rows of one kind of fit, a repeat being a row of the arrays."""
+    columns = [c for c in table.columns if c == "value" or (c[0] == "p" and c[1:].isdigit())]
+    repeats = [
+        part.sort_values("case", kind="stable") for _, part in table.groupby("repeat", sort=True)
+    ]
+    first = repeats[0]
+    values = np.stack([part[columns].to_numpy(np.float64) for part in repeats])
+    if columns == ["value"]:
+        values = values[:, :, 0]
+    fold = np.stack([part["fold"].to_numpy() for part in repeats])
+    return Tested(first["target"].to_numpy(), first["patient"].to_numpy(str), values, fold)
+
+
+# --- the stored form ---------------------------------------------------------------------------
+
+
+def to_parquet(table: pd.DataFrame, provenance: Provenance) -> bytes:
+    """The table with its provenance inside, so that a file alone can be scored again."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    arrow = pa.Table.from_pandas(table, preserve_index=False)
+    about = json.dumps(vars(provenance)).encode()
+    arrow = arrow.replace_schema_metadata({**(arrow.schema.metadata or {}), b"tomoprobe": about})
+    out = io.BytesIO()
+    pq.write_table(arrow, out, compression="zstd")
+    return out.getvalue()
+
+
+def from_parquet(data: bytes) -> tuple[pd.DataFrame, Provenance]:
+    """The inverse of ``to_parquet``.
+
+    Raises:
+        StorageError: these bytes are not such a file.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        arrow = pq.read_table(io.BytesIO(data))
+        about = json.loads((arrow.schema.metadata or {})[b"tomoprobe"])
+        return arrow.to_pandas(), Provenance(**about)
+    except (pa.ArrowInvalid, KeyError, TypeError, ValueError) as error:
+        raise StorageError(
+            f"Stored predictions cannot be read ({error}). Expected a Parquet file written by "
+            "tomoprobe: restore it from a copy, or evaluate again."
+        ) from error
+
+
+# --- provenance --------------------------------------------------------------------------------
+
+
+def software() -> str:
+    """The releases that a score may depend on."""
+    packages = ("tomoprobe", "torch", "monai", "scikit-learn", "numpy", "scipy")
+    python = f"python {sys.version_info.major}.{sys.version_info.minor}"
+    return "; ".join([python, *(f"{name} {version(name)}" for name in packages)])
+
+
+def device_name(device: str) -> str:
+    """What a row says about the hardware, e.g. ``cpu: x86_64`` or ``cuda: NVIDIA H100``."""
+    if device.startswith("cuda"):
+        import torch
+
+        return f"cuda: {torch.cuda.get_device_name(device)}"
+    return f"cpu: {platform.machine()}"
