@@ -5,7 +5,8 @@ nothing. nibabel parses it; the bytes are read here, because nibabel stops readi
 voxel and therefore never sees the checksum that ends a gzip file.
 
 What is taken from the header, and how:
-    - Three dimensions; more only where they are 1, as in (X, Y, Z, 1). A series is refused.
+    - Three dimensions; more only where they are 1, as in (X, Y, Z, 1). A series or several
+      channels are refused, unless the caller says which one volume of them is meant.
     - Affine: sform, else qform, else voxel sizes, as nibabel and MONAI do. The image is turned by
       flips and transpositions to the axes nearest to RAS+; nothing is interpolated, so an oblique
       or sheared image keeps its directions in the affine.
@@ -60,44 +61,58 @@ class Header:
     """Slope and intercept, or None where the voxels are stored as they are."""
     affine: np.ndarray
     """(4, 4) float64: index in the file's own order to scanner mm."""
+    channels: int = 1
+    """Volumes of ``shape``, one after the other."""
+
+    @property
+    def part(self) -> int:
+        """Bytes of the voxels of one channel."""
+        return math.prod(self.shape) * self.dtype.itemsize
 
     @property
     def size(self) -> int:
         """Bytes up to the end of the last voxel."""
-        return self.offset + math.prod(self.shape) * self.dtype.itemsize
+        return self.offset + self.channels * self.part
 
 
-def read(path: Path) -> tuple[np.ndarray, np.ndarray]:
+def read(path: Path, channel: int | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Read a NIfTI-1 or NIfTI-2 file, compressed or not (told apart by content, not by name).
+
+    Args:
+        path: the file.
+        channel: which volume of an image of several, (X, Y, Z, C), counted from 0; the others
+            are never in memory. None: the file has to hold one volume.
 
     Returns:
         Voxels (X, Y, Z), a read-only view with the dtype of the file, or float32 or float64 where
         the header scales; affine (4, 4) float64. Values are not checked.
 
     Raises:
-        VolumeError: missing, damaged, not a single-file NIfTI, not 3D, complex or color, too
-            large, or without usable spacing or affine.
+        VolumeError: missing, damaged, not a single-file NIfTI, not 3D, without that channel,
+            complex or color, too large, or without usable spacing or affine.
     """
     with reading(path):
         is_gzip = _is_gzip(path)
         with open_unpacked(path) as file:
-            header = parse(path, file.read(540))
+            header = parse(path, file.read(540), channel)
         most = path.stat().st_size * (MAX_DEFLATE_RATIO if is_gzip else 1)
         if header.size > most:
             raise VolumeError(
                 f"{path} is too short: its header promises {header.size:,} bytes and the file can "
                 f"hold at most {most:,}. Copy or download it again."
             )
+        start = header.offset + (channel or 0) * header.part
         with open_unpacked(path) as file:
-            data = file.read(header.size)
-            while file.read(2**20):  # to the end, where gzip compares checksum and length
-                pass
-    if len(data) < header.size:
+            seen = skip(file, start)
+            data = file.read(header.part)
+            # to the end, where gzip compares checksum and length
+            seen += len(data) + skip(file)
+    if seen < header.size:
         raise VolumeError(
-            f"{path} is too short: {len(data):,} bytes of the {header.size:,} that its header "
+            f"{path} is too short: {seen:,} bytes of the {header.size:,} that its header "
             "promises. Copy or download it again."
         )
-    voxels = np.ndarray(header.shape, header.dtype, data, header.offset, order="F")
+    voxels = np.ndarray(header.shape, header.dtype, data, order="F")
     if header.scaling:
         slope, inter = header.scaling
         # float32 holds 8 and 16 bit integers exactly; wider ones are scaled in float64
@@ -120,8 +135,8 @@ def to_canonical(voxels: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np
     return apply_orientation(voxels, turn), affine @ inv_ornt_aff(turn, voxels.shape)
 
 
-def parse(path: Path, head: bytes) -> Header:
-    """Check the first 540 bytes of a file.
+def parse(path: Path, head: bytes, channel: int | None = None) -> Header:
+    """Check the first 540 bytes of a file, of which ``channel`` is wanted (see ``read``).
 
     Raises:
         VolumeError: see ``read``.
@@ -141,7 +156,7 @@ def parse(path: Path, head: bytes) -> Header:
             f"{path} is not a NIfTI file in one piece (.nii or .nii.gz). Convert the image, for "
             "example with nibabel or dcm2niix."
         )
-    shape = _shape(path, [int(n) for n in np.asarray(header["dim"])])
+    shape, channels = _shape(path, [int(n) for n in np.asarray(header["dim"])], channel)
     try:
         dtype = np.dtype(header.get_data_dtype())
     except (HeaderDataError, KeyError):
@@ -158,7 +173,7 @@ def parse(path: Path, head: bytes) -> Header:
         raise VolumeError(
             f"{path}: the header contradicts itself: {error}. Write the file anew from its source."
         ) from error
-    if not _spans_space(affine):
+    if not spans_space(affine):
         raise VolumeError(
             f"{path}: the affine {np.round(affine[:3], 4).tolist()} does not span space. Three "
             "finite, independent directions are expected: correct sform or qform."
@@ -170,7 +185,8 @@ def parse(path: Path, head: bytes) -> Header:
             f"{MAX_OFFSET:,}. Write the file anew from its source."
         )
     scaling = None if slope is None else (float(slope), float(inter or 0.0))
-    return Header(shape, dtype, int(offset), None if scaling == (1.0, 0.0) else scaling, affine)
+    scaling = None if scaling == (1.0, 0.0) else scaling
+    return Header(shape, dtype, int(offset), scaling, affine, channels)
 
 
 def check_dtype(dtype: np.dtype, what: str) -> None:
@@ -247,13 +263,24 @@ def open_unpacked(path: Path) -> BufferedIOBase:
     return cast(BufferedIOBase, igzip.open(path) if _is_gzip(path) else path.open("rb"))
 
 
+def skip(file: BufferedIOBase, count: int | None = None) -> int:
+    """Read past ``count`` bytes, or to the end, keeping nothing; how many there were."""
+    seen = 0
+    while part := file.read(2**20 if count is None else min(2**20, count - seen)):
+        seen += len(part)
+    return seen
+
+
 def _is_gzip(path: Path) -> bool:
     with path.open("rb") as file:
         return file.read(2) == b"\x1f\x8b"
 
 
-def _shape(path: Path, dim: list[int]) -> Shape:
-    """The three sizes in the header's ``dim``, whose first entry is their number."""
+def _shape(path: Path, dim: list[int], channel: int | None) -> tuple[Shape, int]:
+    """The three sizes and the channels in the header's ``dim``, whose first entry is their number.
+
+    Channels are along the fourth dimension or, as in vector images, the only longer one after it.
+    """
     rank, sizes = dim[0], dim[1 : max(dim[0], 0) + 1]
     if not 3 <= rank <= 7 or min(sizes) < 1:
         raise VolumeError(
@@ -261,13 +288,20 @@ def _shape(path: Path, dim: list[int]) -> Shape:
             "slices into a volume first."
         )
     x, y, z, *more = sizes
-    if any(n != 1 for n in more):
+    channels = math.prod(more)
+    if channels != max([1, *more]) or (channel is None and channels != 1):
         raise VolumeError(
             f"{path} has the dimensions {sizes}: one volume is expected, not a series or a vector "
-            "field. Write the frame that the task is about as a file of its own."
+            "field. Name the channel that the task is about (the argument 'channel'), or write it "
+            "as a file of its own."
+        )
+    if channel is not None and not 0 <= channel < channels:
+        raise VolumeError(
+            f"{path} has the dimensions {sizes} and no channel {channel}: 0 to {channels - 1} are "
+            "there. Check that this is the file that the task's card names."
         )
     check_count(x * y * z, str(path))
-    return x, y, z
+    return (x, y, z), channels
 
 
 def _check_lengths(path: Path, pixdim: np.ndarray, xyzt_units: int) -> None:
@@ -286,7 +320,7 @@ def _check_lengths(path: Path, pixdim: np.ndarray, xyzt_units: int) -> None:
         )
 
 
-def _spans_space(affine: np.ndarray) -> bool:
+def spans_space(affine: np.ndarray) -> bool:
     """Finite, no column of length zero, and the columns not in one plane."""
     lengths = np.linalg.norm(affine[:3, :3], axis=0)
     if not (np.all(np.isfinite(affine)) and np.all(lengths > 0)):

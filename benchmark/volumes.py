@@ -23,40 +23,85 @@ ROUNDING = 1e-3
 """How far a label may be from an integer: labels stored with a scale factor come back inexact."""
 
 
-def read_nifti(path: Path, unit: Unit) -> Volume:
-    """Read one image, NIfTI-1 or NIfTI-2, ``.nii`` or ``.nii.gz``.
+def read_image(path: Path, unit: Unit, channel: int | None = None) -> Volume:
+    """Read one image of any format: the one door for tasks and private data.
 
     Args:
-        path: the file; (X, Y, Z) or (X, Y, Z, 1), any orientation, any real dtype.
-        unit: what the file's numbers mean: the file cannot say.
+        path: a file of NIfTI, NRRD or MetaImage, told apart by content, not by name; or a folder
+            with the DICOM files of one series.
+        unit: what the numbers mean.
+        channel: see ``read_nifti``, the only format that has channels here.
 
     Returns:
         Voxels (1, X, Y, Z), any memory order; the affine of the turned image.
 
     Raises:
-        VolumeError: missing, damaged, not a single-file NIfTI, not 3D, complex or color, too
-            large, without usable spacing or affine, or with NaN or infinite voxels, or
-            ``relative`` ones outside [0, 1].
+        VolumeError: see ``read_nifti``, ``read_dicom_series`` and ``itk_images.read``.
     """
-    voxels, affine = nifti.read(path)
+    if path.is_dir():
+        if channel is not None:
+            raise _no_channels(path, channel)
+        return read_dicom_series(path, unit)
+    voxels, affine = _read_file(path, channel)
+    return _volume(voxels[None], affine, unit, str(path))
+
+
+def read_dicom_series(folder: Path, unit: Unit, series: str | None = None) -> Volume:
+    """Read the slices of one DICOM series, in the order of their positions; see ``dicom``.
+
+    Args:
+        folder: the files, of any name; other files and subfolders are left alone.
+        unit: ``HU`` for CT only.
+        series: the SeriesInstanceUID wanted, where the folder holds several.
+
+    Returns:
+        Voxels (1, X, Y, Z) after each slice's own rescale; the affine of the turned image.
+
+    Raises:
+        VolumeError: no slices, several series, or slices that do not make one regular volume.
+    """
+    from . import dicom
+
+    voxels, affine = dicom.read(folder, unit, series)
+    return _volume(voxels[None], affine, unit, str(folder))
+
+
+def read_nifti(path: Path, unit: Unit, channel: int | None = None) -> Volume:
+    """Read one image, NIfTI-1 or NIfTI-2, ``.nii`` or ``.nii.gz``.
+
+    Args:
+        path: the file; (X, Y, Z) or (X, Y, Z, 1), any orientation, any real dtype.
+        unit: what the file's numbers mean: the file cannot say.
+        channel: which one, counted from 0, of an image of several, (X, Y, Z, C), such as the MR
+            sequences of one patient in one file. The others are not kept in memory.
+
+    Returns:
+        Voxels (1, X, Y, Z), any memory order; the affine of the turned image.
+
+    Raises:
+        VolumeError: missing, damaged, not a single-file NIfTI, not 3D, without that channel,
+            complex or color, too large, without usable spacing or affine, or with NaN or infinite
+            voxels, or ``relative`` ones outside [0, 1].
+    """
+    voxels, affine = nifti.read(path, channel)
     return _volume(voxels[None], affine, unit, str(path))
 
 
 def read_mask(path: Path, labels: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-    """Read one mask in the orientation that ``read_nifti`` gives to its image.
+    """Read one mask in the orientation that ``read_image`` gives to its image.
 
     Args:
-        path: a NIfTI file of integers, or of floats that are integers.
+        path: a NIfTI, NRRD or MetaImage file of integers, or of floats that are integers.
         labels: what may occur besides the background 0.
 
     Returns:
         Mask (X, Y, Z) int32, any memory order, and affine (4, 4).
 
     Raises:
-        VolumeError: the file cannot be used, as in ``read_nifti``.
+        VolumeError: the file cannot be used, as in ``read_image``.
         MaskError: no voxel is labelled, a label is unknown, or a value is not an integer.
     """
-    values, affine = nifti.read(path)
+    values, affine = _read_file(path)
     found: list[float] = np.unique(values).tolist()
     odd = [v for v in found if not math.isfinite(v) or abs(v - round(v)) > ROUNDING]
     if odd:
@@ -180,6 +225,62 @@ def file_sha256(path: Path) -> str:
         while part := file.read(2**20):
             digest.update(part)
     return digest.hexdigest()
+
+
+def image_sha256(path: Path, channel: int | None = None) -> str:
+    """sha256 of what ``read_image`` reads, as hex: what a case's digest has to be made of.
+
+    A file is hashed as by ``file_sha256``, with the payload where the header is detached from it;
+    a folder as by ``dicom_sha256``. The channel is part of it: two channels of one file are two
+    images.
+
+    Raises:
+        VolumeError: missing, damaged, or a folder or detached header that cannot be read.
+    """
+    if path.is_dir():
+        from .dicom import dicom_sha256
+
+        return dicom_sha256(path)
+    parts = [file_sha256(path)]
+    if _format(path):
+        from . import itk_images
+
+        voxels = itk_images.payload(path).path
+        parts += [file_sha256(voxels)] if voxels != path else []
+    if channel is not None:
+        parts.append(f"channel {channel}")
+    return parts[0] if len(parts) == 1 else hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def _read_file(path: Path, channel: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Raw voxels and affine of a file of any format; NIfTI's errors for one of none."""
+    if not _format(path):
+        return nifti.read(path, channel)
+    from . import itk_images
+
+    if channel is not None:
+        raise _no_channels(path, channel)
+    return itk_images.read(path)
+
+
+def _format(path: Path) -> str | None:
+    """SimpleITK's name for NRRD and MetaImage; None for all else."""
+    from . import itk_images
+
+    with reading(path), path.open("rb") as file:
+        head = file.read(4096)
+    if head[128:132] == b"DICM":
+        raise VolumeError(
+            f"{path} is one DICOM file; a series is read as a whole. Name the folder of its files."
+        )
+    return itk_images.kind(head)
+
+
+def _no_channels(path: Path, channel: int) -> VolumeError:
+    return VolumeError(
+        f"{path} is not NIfTI, and channel {channel} of it was asked for. Only NIfTI files are "
+        "read by channel: leave 'channel' out, or convert the image."
+    )
 
 
 def _volume(voxels: np.ndarray, affine: np.ndarray, unit: Unit, what: str) -> Volume:

@@ -2,7 +2,8 @@
 
 Layout: ``soft_tissue_sarcoma/metadata.csv`` with a row per patient (``id, sex, age_years, ...``),
 and ``soft_tissue_sarcoma/STS_xxx/{ct,mr}.nii.gz``: CT in HU and T1-weighted MR, cropped to the
-tumour with a margin of 5 cm, 2x2 averaged in plane, as in the IBSI release of the collection.
+tumour with a margin of 5 cm, 2x2 averaged in plane, as in the IBSI release of the collection;
+beside each, where it is there, the tumour as drawn by the publisher, ``{ct,mr}_gtv.nii.gz`` (0, 1).
 51 patients; CC BY 3.0.
 """
 
@@ -79,9 +80,15 @@ def task(
 
     def cases(root: Path) -> Sequence[Case]:
         return [
-            nifti_case(row["id"], path, target(row), unit_of_voxels)
+            nifti_case(
+                row["id"],
+                image,
+                target(row),
+                unit_of_voxels,
+                region=image.with_name(f"{scan}_gtv.nii.gz"),
+            )
             for row in _table(root / FOLDER / "metadata.csv")
-            if (path := root / FOLDER / row["id"] / f"{scan}.nii.gz").exists()
+            if (image := root / FOLDER / row["id"] / f"{scan}.nii.gz").exists()
         ]
 
     return Task(card, cases, lambda: [Seat(patient, patient) for patient in PATIENTS])

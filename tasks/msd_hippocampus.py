@@ -7,7 +7,7 @@ License: CC BY-SA 4.0.
 """
 
 from ..benchmark.types import TaskCard
-from ._msd import CITATION, numbers, task
+from ._msd import CITATION, LICENSE, SOURCE, archive, numbers, task
 
 FOLDER = "Task04_Hippocampus"
 LABELS = (1, 2)
@@ -30,17 +30,15 @@ CARD = TaskCard(
     modality="MR",
     anatomy="hippocampus",
     metric="dice",
-    license="CC BY-SA 4.0",
-    source="http://medicaldecathlon.com",
+    license=LICENSE,
+    source=SOURCE,
     citation=CITATION,
     counts={"cases": 260, "patients": 260},
     classes=("background", "anterior", "posterior"),
     # the largest crop: nothing is cut, smaller ones are padded
     field_of_view_mm=(44.0, 60.0, 48.0),
     data_set="msd_hippocampus",
-    files=(
-        (FOLDER, "https://msd-for-monai.s3-us-west-2.amazonaws.com/Task04_Hippocampus.tar", ""),
-    ),
+    files=(archive(FOLDER, "9d24dba78a72977dbd1d2e110310f31b"),),
     note="The set has crops of the left and right hippocampus of 195 subjects, whose ids are not "
     "published: each crop counts as a patient, so both sides of the split may hold one subject and "
     "intervals are a little too narrow.",

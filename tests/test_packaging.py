@@ -50,7 +50,9 @@ def test_every_dependency_is_pinned_without_a_local_tag() -> None:
     )
     assert all(re.fullmatch(r"[\w.]+", version) for version in pins.values())
     extras = PROJECT["project"]["optional-dependencies"]
-    for requirement in [*PROJECT["project"]["dependencies"], *extras["test"], *extras["dev"]]:
+    ours = "tomoprobe["  # an extra that contains another
+    asked = [*PROJECT["project"]["dependencies"], *sum(extras.values(), [])]
+    for requirement in (r for r in asked if not r.startswith(ours)):
         name = re.split(r"[>=\[]", requirement)[0]
         assert name in pins, f"{name} is not pinned in constraints.txt"
 

@@ -21,6 +21,8 @@ from tomoprobe.benchmark.volumes import (
     check_same_grid,
     file_sha256,
     from_array,
+    image_sha256,
+    read_image,
     read_mask,
     read_nifti,
     read_npz,
@@ -186,6 +188,65 @@ def test_a_series_of_one_frame_is_a_volume(tmp_path):
     np.testing.assert_array_equal(volume.voxels[0], array[..., 0])
 
 
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("extra", [(4,), (1, 4)])
+@pytest.mark.parametrize("channel", [0, 2, 3])
+def test_one_channel_of_several_is_read_as_if_it_were_a_file(channel, extra, packed, tmp_path):
+    array = np.random.default_rng(0).integers(0, 999, (*SHAPE, *extra)).astype(np.int16)
+    affine = ORIENTATIONS["oblique, permuted"]
+    several = save(tmp_path / f"x.nii{'.gz' * packed}", array, affine)
+    alone = save(tmp_path / "y.nii", array.reshape(*SHAPE, 4)[..., channel], affine)
+    volume, expected = read_nifti(several, "scanner", channel), read_nifti(alone, "scanner")
+    np.testing.assert_array_equal(volume.voxels, expected.voxels)
+    np.testing.assert_array_equal(volume.affine, expected.affine)
+    np.testing.assert_array_equal(read_image(several, "scanner", channel).voxels, volume.voxels)
+
+
+def test_a_channel_that_is_not_there_is_refused_and_the_only_one_is_number_0(tmp_path):
+    several = save(tmp_path / "x.nii", np.ones((*SHAPE, 2), np.uint8))
+    for channel in (2, -1):
+        with pytest.raises(VolumeError, match=rf"no channel {channel}: 0 to 1 are there"):
+            read_nifti(several, "scanner", channel)
+    with pytest.raises(VolumeError, match="argument 'channel'"):
+        read_nifti(several, "scanner")
+    one = save(tmp_path / "y.nii", np.ones(SHAPE, np.uint8))
+    assert read_nifti(one, "scanner", 0).voxels.shape == (1, *SHAPE)
+    with pytest.raises(VolumeError, match="no channel 1"):
+        read_nifti(one, "scanner", 1)
+    both = save(tmp_path / "z.nii", np.ones((*SHAPE, 2, 3), np.uint8))
+    with pytest.raises(VolumeError, match="dimensions"):
+        read_nifti(both, "scanner", 0)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_file_cut_after_the_wanted_channel_is_refused_all_the_same(packed, tmp_path):
+    path = save(tmp_path / f"x.nii{'.gz' * packed}", np.random.default_rng(0).random((*SHAPE, 3)))
+    path.write_bytes(path.read_bytes()[:-5])
+    with pytest.raises(VolumeError, match=r"damaged|too short"):
+        read_nifti(path, "scanner", 0)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_only_the_wanted_channel_is_held_in_memory(packed, tmp_path):
+    shape = (64, 64, 32)
+    array = np.zeros((*shape, 16), np.float32)
+    array[..., 9] = 1
+    path = save(tmp_path / f"x.nii{'.gz' * packed}", array)
+    tracemalloc.start()
+    try:
+        assert read_nifti(path, "scanner", 9).voxels.min() == 1
+        assert tracemalloc.get_traced_memory()[1] < array.nbytes / 2
+    finally:
+        tracemalloc.stop()
+
+
+def test_two_channels_of_one_file_are_two_images(tmp_path):
+    path = save(tmp_path / "x.nii", np.ones((*SHAPE, 2), np.uint8))
+    digests = [image_sha256(path), image_sha256(path, 0), image_sha256(path, 1)]
+    assert len(set(digests)) == 3
+    assert digests[0] == file_sha256(path)
+
+
 def test_voxels_have_no_negative_strides_and_can_be_written_to(tmp_path):
     volume = read_nifti(
         save(tmp_path / "x.nii", np.ones(SHAPE, np.float32), ORIENTATIONS["LPS"]), "HU"
@@ -216,8 +277,8 @@ def test_a_read_only_data_root_is_read_and_left_alone(tmp_path):
 def test_importing_the_readers_imports_no_heavy_package():
     code = (
         "import sys, tomoprobe.benchmark.volumes, tomoprobe.benchmark.grids;"
-        "print([m for m in ('torch', 'monai', 'sklearn', 'nibabel', 'numba', 'scipy')"
-        " if m in sys.modules])"
+        "print([m for m in ('torch', 'monai', 'sklearn', 'nibabel', 'numba', 'scipy',"
+        " 'pydicom', 'SimpleITK') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
