@@ -34,8 +34,11 @@ def cache_key(
 
     The device's class is part of it, because kernels differ between classes; its number is not.
     """
+    # only where it decides the features: a mask that is corrected leaves all others cached
+    regions = {"regions": identity.regions_sha} if encoder.card.region else {}
     return sha_of(
         {
+            **regions,
             "model": encoder.model_sha,
             "images": identity.images_sha,
             "field_of_view_mm": field_of_view_mm,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import logging
+import platform
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,9 +15,9 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from .errors import DataError, EncoderError, TomoprobeError
-from .grids import to_tiles
+from .errors import EncoderError, TomoprobeError
 from .hashing import sha_of
+from .inputs import tiles_of
 from .types import Case, EncoderCard, Task, TaskCard, Triple
 
 if TYPE_CHECKING:
@@ -69,12 +70,17 @@ class DataIdentity:
     """Images and how they are read: what features depend on."""
     dataset_sha: str
     """Images and targets: stored with every row."""
+    regions_sha: str = ""
+    """Masks of the cases' regions, which features of encoders with ``EncoderCard.region`` depend
+    on, too; empty where no case has one."""
 
 
 def identify(task: Task, cases: Sequence[Case]) -> DataIdentity:
-    """Hash all images and targets of a task. Reads every file once."""
+    """Hash all images, targets and regions of a task. Reads every file once."""
+    regions = {case.id: case.region for case in cases if case.region is not None}
     with ThreadPoolExecutor() as pool:
         digests = list(pool.map(lambda case: case.digest(), cases))
+        masks = list(pool.map(lambda region: region.digest(), regions.values()))
     images, targets = {}, {}
     for case, digest in zip(cases, digests, strict=True):
         target = case.target
@@ -82,9 +88,11 @@ def identify(task: Task, cases: Sequence[Case]) -> DataIdentity:
             target = hashlib.sha256(target.read_bytes()).hexdigest()
         images[case.id], targets[case.id] = digest, target
     # the version stands for the reader, which can change while the files do not
-    reading = [data_set_of(task.card), task.card.version, task.source_sha]
+    reading = [data_set_of(task.card), task.card.data_version, task.source_sha]
     return DataIdentity(
-        sha_of([reading, images]), sha_of([task.source_sha, sorted(images.items()), targets])
+        sha_of([reading, images]),
+        sha_of([task.source_sha, sorted(images.items()), targets]),
+        sha_of([reading, dict(zip(regions, masks, strict=True))]) if regions else "",
     )
 
 
@@ -154,7 +162,7 @@ def extract(
 def batch_size(card: EncoderCard, device: str) -> int:
     """Grids per forward pass."""
     budget = BATCH_VOXELS_CUDA if device.startswith("cuda") else BATCH_VOXELS
-    return max(1, budget // (int(np.prod(card.grid.shape)) * card.channels))
+    return max(1, budget // (int(np.prod(card.grid.shape)) * (card.channels + card.region)))
 
 
 def _batches(
@@ -172,7 +180,7 @@ def _batches(
         stack: list[np.ndarray] = []
         for row in range(len(cases)):
             for case in itertools.islice(waiting, AHEAD - len(pending)):
-                pending.append(pool.submit(_load, case, card, field_of_view_mm))
+                pending.append(pool.submit(tiles_of, case, card, field_of_view_mm))
             rows.append(row)
             stack.append(pending.popleft().result())
             if sum(map(len, stack)) >= batch or row == len(cases) - 1:
@@ -180,18 +188,6 @@ def _batches(
                 rows, stack = [], []
     finally:
         pool.shutdown(cancel_futures=True)  # after a failure nobody waits for what was queued
-
-
-def _load(case: Case, card: EncoderCard, field_of_view_mm: Triple | None) -> np.ndarray:
-    try:
-        return to_tiles(case.load(), card, field_of_view_mm)
-    except TomoprobeError:
-        raise
-    except Exception as error:  # a task's own code can fail in any way
-        raise DataError(
-            f"Case '{case.id}' cannot be loaded: {type(error).__name__}: {error}. Check its file, "
-            "or the task's load()."
-        ) from error
 
 
 def _embed(encoder: FrozenEncoder, x: torch.Tensor, batch: int, device: str) -> np.ndarray:
@@ -253,12 +249,15 @@ def _check_batch_independence(encoder: FrozenEncoder, x: torch.Tensor) -> None:
 
     Args:
         encoder: any.
-        x: (1, C, X, Y, Z). The neighbour is made from it, so that a grid of which only one fits
-            into a batch is checked too.
+        x: (1, C, X, Y, Z), with the region's channel if the card wants one. The neighbour is made
+            from it, so that a grid of which only one fits into a batch is checked too.
     """
     import torch
 
-    neighbour = x.flip((2, 3, 4)) * -0.5 + x.mean()
+    turned = x.flip((2, 3, 4))
+    image = encoder.card.channels
+    # a region's mask stays one
+    neighbour = torch.cat([turned[:, :image] * -0.5 + x[:, :image].mean(), turned[:, image:]], 1)
     pair = torch.cat([x, neighbour])
     together = _embed_checked(encoder, pair)
     alone = np.concatenate([_embed_checked(encoder, part) for part in (x, neighbour)])
@@ -287,3 +286,12 @@ def _buffers_sha(module: torch.nn.Module | None) -> str:
             raw = buffer.detach().cpu().contiguous().flatten().view(torch.uint8)
             digest.update(raw.numpy().tobytes())
     return digest.hexdigest()
+
+
+def device_name(device: str) -> str:
+    """What a row says about the hardware, e.g. ``cpu: x86_64`` or ``cuda: NVIDIA H100``."""
+    if device.startswith("cuda"):
+        import torch
+
+        return f"cuda: {torch.cuda.get_device_name(device)}"
+    return f"cpu: {platform.machine()}"

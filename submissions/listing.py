@@ -1,8 +1,6 @@
 """What there is to choose from. Imports neither torch nor monai."""
 
-import ast
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, get_args
 
 from .. import tasks as registry
@@ -20,7 +18,7 @@ def tasks(
 ) -> list[dict[str, Any]]:
     """Cards as JSON types, with the hash of the complete set's split, sorted by name."""
     _known("kind", kind, get_args(Kind))
-    _known("modality", modality and modality.upper(), get_args(Modality))
+    modality = _known("modality", modality, get_args(Modality))
     wanted = suites.get(suite) if suite else registry.names()
     found = []
     for name in sorted(wanted):
@@ -28,7 +26,7 @@ def tasks(
         card = task.card
         if (
             kind in (None, card.kind)
-            and (modality is None or modality.upper() == card.modality)
+            and modality in (None, card.modality)
             and (anatomy is None or anatomy.lower() in card.anatomy.lower())
         ):
             seats = splits.assign(card, task.roster())
@@ -44,18 +42,7 @@ def encoders(accepts: str | None) -> list[EncoderCard]:
 
 def architectures() -> Mapping[str, str]:
     """Architectures that a manifest may name, with one sentence each."""
-    return {name: _summary(name) for name in networks.names()}
-
-
-def _summary(name: str) -> str:
-    """The architecture's ``SUMMARY``, read from its text: importing it would import torch."""
-    text = (Path(networks.__file__).parent / f"{name}.py").read_text()
-    for node in ast.parse(text).body:
-        if isinstance(node, ast.Assign | ast.AnnAssign):
-            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-            if any(isinstance(t, ast.Name) and t.id == "SUMMARY" for t in targets) and node.value:
-                return str(ast.literal_eval(node.value))
-    return ""
+    return {name: networks.constant(name, "SUMMARY") for name in networks.names()}
 
 
 def probes(kind: str | None) -> list[Probe]:
@@ -65,7 +52,11 @@ def probes(kind: str | None) -> list[Probe]:
     return [probe for probe in found if kind is None or kind in probe.kinds]
 
 
-def _known(what: str, name: str | None, known: tuple[str, ...]) -> None:
-    """Refuse a slip of the pen instead of listing nothing."""
-    if name is not None and name not in known:
-        raise UnknownNameError.of(what, name, known)
+def _known(what: str, name: str | None, known: tuple[str, ...]) -> str | None:
+    """The name as it is written; refuses a slip of the pen instead of listing nothing."""
+    if name is None:
+        return None
+    for one in known:
+        if one.casefold() == name.casefold():
+            return one
+    raise UnknownNameError.of(what, name, known)

@@ -73,8 +73,8 @@ def load(
 
     Args:
         spec: see the module.
-        arguments: of an architecture (where ``readout``, ``seed``, ``shape``, ``spacing`` and
-            ``channels`` of a bare card may be given too), or of a Python factory.
+        arguments: of an architecture (where ``readout``, ``seed``, ``shape``, ``spacing``,
+            ``channels`` and ``region`` of a bare card may be given, too), or of a Python factory.
         weights: a safetensors file for an architecture, or instead of the path in a manifest.
         device: as torch spells it.
 
@@ -155,7 +155,13 @@ def _from_manifest(
     identity = canonical(complete, architecture.VERSION, trained, card)
     _freeze(module, device)
     return LoadedEncoder(
-        card, model_sha(identity), identity, module, device, network.embed, network.maps
+        card,
+        model_sha(identity),
+        identity,
+        module,
+        device,
+        network.embed,
+        network.maps if network.strides else None,
     )
 
 
@@ -192,7 +198,7 @@ def _from_architecture(
     }
     if "spacing" in rest:
         data["grid"]["spacing"] = rest.pop("spacing")
-    for key in ("seed", "channels"):
+    for key in ("seed", "channels", "region"):
         if key in rest:
             data[key] = rest.pop(key)
     data["architecture"]["arguments"] = rest

@@ -59,6 +59,8 @@ class Manifest(Table):
     """Voxels of the grid per voxel of each map, fine to coarse."""
     parameters: Annotated[int, Field(ge=0)] | None = None
     channels: Count = 1
+    region: bool = False
+    """Whether the mask of the case's region comes as one more channel; see `EncoderCard`."""
     tiling: Literal["crop", "tiles"] = "crop"
     overlap: Annotated[float, Field(ge=0, lt=1)] = 0.25
     pool: Literal["mean", "max"] = "mean"
@@ -80,6 +82,15 @@ class Manifest(Table):
             )
         return self
 
+    @model_validator(mode="after")
+    def _region_in_one_piece(self) -> Manifest:
+        if self.region and self.tiling == "tiles":
+            raise ValueError(
+                "region needs tiling = 'crop': a tile beside the region would look like a case "
+                "that has none"
+            )
+        return self
+
     def card(self, width: int, strides: tuple[int, ...], parameters: int) -> EncoderCard:
         """The encoder's card, with the facts that only its network knows.
 
@@ -95,6 +106,7 @@ class Manifest(Table):
             intensity={unit: how.as_type() for unit, how in self.intensity.items()},
             width=width,
             channels=self.channels,
+            region=self.region,
             strides=strides,
             tiling=self.tiling,
             overlap=self.overlap,
@@ -278,7 +290,8 @@ def canonical(
 def card_identity(card: EncoderCard) -> dict[str, Any]:
     """The fields of a card that decide the features, as plain JSON."""
     whole = card.as_dict()
-    return {field: whole[field] for field in _IDENTITY}
+    region = {"region": True} if card.region else {}  # older than the field: most identities
+    return {field: whole[field] for field in _IDENTITY} | region
 
 
 def model_sha(identity: Mapping[str, Any]) -> str:

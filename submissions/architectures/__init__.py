@@ -4,16 +4,19 @@ A file of this folder (but for names that begin with ``_``) is an architecture. 
 
     VERSION: int     raised whenever the same arguments and weights could give other features
     SUMMARY: str     one sentence
+    EXTRA: str       the extra of this package that it needs, if any
     READOUTS: tuple  the names of its readouts; the first is the default
     def build(*, shape, channels, readout, <arguments with types and defaults>) -> Network
 
-``build`` gets the card's grid shape, channels and readout, and the manifest's arguments by name.
+``build`` gets the card's grid shape, its channels (with the region's mask, if it wants one) and
+readout, and the manifest's arguments by name.
 Its signature is what a manifest's arguments are checked against, limits included
 (``Annotated[int, Field(ge=1)]``). Listing costs no import: this file stays light.
 """
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
@@ -59,6 +62,20 @@ def names() -> list[str]:
     """The registered architectures, in alphabetical order; imports none."""
     here = Path(__file__).parent
     return sorted(file.stem for file in here.glob("*.py") if not file.stem.startswith("_"))
+
+
+def constant(name: str, what: str) -> str:
+    """A text constant of an architecture's file, such as its ``SUMMARY``; empty if it has none.
+
+    Read from the file's text, because importing it would import torch.
+    """
+    text = (Path(__file__).parent / f"{name}.py").read_text()
+    for node in ast.parse(text).body:
+        if isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            if any(isinstance(t, ast.Name) and t.id == what for t in targets) and node.value:
+                return str(ast.literal_eval(node.value))
+    return ""
 
 
 def get(name: str) -> Architecture:

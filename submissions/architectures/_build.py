@@ -59,7 +59,7 @@ def build_network(manifest: Manifest, build: Callable[..., Any]) -> Network:
         with _seeded(manifest.seed or 0):
             return build(
                 shape=manifest.grid.shape,
-                channels=manifest.channels,
+                channels=manifest.channels + manifest.region,
                 readout=manifest.readout,
                 **arguments,
             )
