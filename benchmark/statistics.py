@@ -38,8 +38,9 @@ FEW = 10
 ESTIMANDS = {
     "split": "95 % interval: the score of this trained probe on all patients like the test "
     "patients. Training is taken as it is; its variation is the spread.",
-    "seeds": "95 % interval: the mean score over training draws and over all patients like the "
-    "test patients.",
+    "seeds": "95 % interval: the mean score over draws of these training patients, and over all "
+    "patients like the test patients. Draws of nearly all of them are alike: another set of "
+    "training patients may move the score further.",
     "cv": "95 % interval: the mean score of probes trained on four fifths as many patients, over "
     "all training sets and patients like these.",
 }

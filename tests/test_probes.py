@@ -10,7 +10,6 @@ from sklearn.preprocessing import StandardScaler
 
 from tomoprobe.benchmark import probes
 from tomoprobe.benchmark.errors import ProbeError, UnknownNameError
-from tomoprobe.benchmark.probes import linear
 from tomoprobe.benchmark.types import Features, Kind, Probe
 
 SERVED = [
@@ -115,17 +114,6 @@ def test_a_side_without_cases_is_refused(name: str, kind: Kind) -> None:
         probes.get(name)(replace(features, split=np.full(len(features.x), "train")), 0, 0)
 
 
-def test_the_span_of_the_training_rows_changes_no_prediction() -> None:
-    rng = np.random.default_rng(0)
-    x, out = rng.normal(size=(40, 300)), rng.normal(size=(25, 300))
-    y = rng.integers(0, 2, 40)
-    plain = LogisticRegression(C=0.01, tol=1e-10, max_iter=5000).fit(x, y).predict_proba(out)
-    short, short_out = linear._span(x, out)
-    assert short.shape == (40, 40)
-    model = LogisticRegression(C=0.01, tol=1e-10, max_iter=5000).fit(short, y)
-    np.testing.assert_allclose(model.predict_proba(short_out), plain, atol=1e-6)
-
-
 def test_the_linear_probe_is_scikit_learns_regression_at_the_chosen_penalty() -> None:
     for kind in ("classification", "regression"):
         features, _ = made(kind, signal=0.5)
@@ -146,15 +134,6 @@ def test_the_linear_probe_is_scikit_learns_regression_at_the_chosen_penalty() ->
         else:
             wanted = Ridge(1 / c).fit(train, target).predict(test)
         np.testing.assert_allclose(predictions.values, wanted, rtol=1e-3, atol=1e-4)
-
-
-def test_a_repeated_patient_weighs_as_often_as_drawn() -> None:
-    rng = np.random.default_rng(1)
-    x, out = rng.normal(size=(30, 5)), rng.normal(size=(10, 5))
-    y, weight = rng.integers(0, 2, 30), rng.integers(0, 4, 30)
-    weighted = linear._logistic(x, y, 0.1, out, 2, weight)
-    rows = np.repeat(np.arange(30), weight)
-    np.testing.assert_allclose(linear._logistic(x[rows], y[rows], 0.1, out, 2), weighted, atol=1e-4)
 
 
 def test_an_unknown_probe_is_told_the_nearest() -> None:

@@ -1,7 +1,7 @@
 """What probes share: sides, folds inside train, patient resampling, and the choice on val."""
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -19,7 +19,7 @@ LARGEST_SD = 10.0
 
 @dataclass(frozen=True)
 class Sides:
-    """The rows of each side, standardised by the mean and SD of train."""
+    """The rows of each side."""
 
     train: np.ndarray
     """(n, F) float64."""
@@ -30,11 +30,12 @@ class Sides:
     test: np.ndarray
 
 
-def standardised_sides(features: Features) -> Sides:
-    """Split the rows, scale every feature to mean 0 and SD 1 on train; constant ones become 0.
+def sides_of(features: Features, val: bool = True) -> Sides:
+    """Split the rows, as they are.
 
-    Values beyond ``LARGEST_SD`` are clipped: a unit that is almost dead on train can be 1,000 of
-    its SDs away on a test case, and would alone decide a linear prediction.
+    Args:
+        features: with train and test rows.
+        val: False leaves the val side empty, and its rows and targets unread.
 
     Raises:
         ProbeError: train or test has no rows, or a training target is missing.
@@ -46,24 +47,40 @@ def standardised_sides(features: Features) -> Sides:
                 f"There is no {side} case. A probe needs train and test patients: use a larger "
                 "part of the data set."
             )
-    x = features.x.astype(np.float64)
-    target = features.target
-    known = target[rows["train"] | rows["val"]]
-    if not np.isfinite(known).all() or (features.kind == "classification" and known.min() < 0):
-        raise ProbeError("A training target is missing. Every train and val case needs one.")
-    mean = x[rows["train"]].mean(0)
-    sd = x[rows["train"]].std(0)
+    if not val:
+        rows["val"] = np.zeros(0, np.intp)
+    known = features.target[rows["train"]], features.target[rows["val"]]
+    for target in known:
+        if not np.isfinite(target).all() or (
+            features.kind == "classification" and (target < 0).any()
+        ):
+            raise ProbeError("A training target is missing. Every train and val case needs one.")
+    return Sides(
+        features.x[rows["train"]].astype(np.float64),
+        known[0],
+        features.patient[rows["train"]],
+        features.x[rows["val"]].astype(np.float64),
+        known[1],
+        features.x[rows["test"]].astype(np.float64),
+    )
+
+
+def standardised_sides(features: Features, val: bool = True) -> Sides:
+    """Split the rows, scale every feature to mean 0 and SD 1 on train; constant ones become 0.
+
+    Values beyond ``LARGEST_SD`` are clipped: a unit that is almost dead on train can be 1,000 of
+    its SDs away on a test case, and would alone decide a linear prediction. Arguments and errors
+    as for ``sides_of``.
+    """
+    sides = sides_of(features, val)
+    mean, sd = sides.train.mean(0), sides.train.std(0)
     # relative to the mean: a constant feature keeps an SD of rounding errors
     scale = np.where(sd > 1e-7 * np.abs(mean) + 1e-12, sd, np.inf)
-    x = np.clip((x - mean) / scale, -LARGEST_SD, LARGEST_SD)
-    return Sides(
-        x[rows["train"]],
-        target[rows["train"]],
-        features.patient[rows["train"]],
-        x[rows["val"]],
-        target[rows["val"]],
-        x[rows["test"]],
-    )
+
+    def scaled(x: np.ndarray) -> np.ndarray:
+        return np.clip((x - mean) / scale, -LARGEST_SD, LARGEST_SD)
+
+    return replace(sides, train=scaled(sides.train), val=scaled(sides.val), test=scaled(sides.test))
 
 
 def inner_folds(patient: np.ndarray, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -87,6 +104,7 @@ def choose(
     sides: Sides,
     seed: int,
     losses: Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], np.ndarray],
+    folds: Iterable[tuple[np.ndarray, np.ndarray]] | None = None,
 ) -> int:
     """Index of the candidate with the least loss on val, or over folds inside train.
 
@@ -96,12 +114,13 @@ def choose(
         losses: (x, target, held-out x, held-out target) -> (candidates, n held-out) losses, with
             candidates ordered from the strongest regularisation to the weakest: the first of
             equal ones is taken.
+        folds: (train rows, held-out rows) to use instead of ``inner_folds``.
     """
     if len(sides.val):
         per_case = losses(sides.train, sides.train_target, sides.val, sides.val_target)
         return int(per_case.mean(1).argmin())
     total: np.ndarray | None = None
-    for train, out in inner_folds(sides.train_patient, seed):
+    for train, out in inner_folds(sides.train_patient, seed) if folds is None else folds:
         per_case = losses(
             sides.train[train], sides.train_target[train], sides.train[out], sides.train_target[out]
         ).sum(1)
