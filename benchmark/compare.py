@@ -1,16 +1,19 @@
 """Paired comparisons of models on the same test patients, from stored predictions."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from . import learning_curves, metrics, statistics
-from .evaluate import curve_of
+from .evaluate import Curve, curve_of
 from .learning_curves import LabelShare
 from .predictions import Provenance, headline_of, stacked
 
 if TYPE_CHECKING:
     import pandas as pd
+
+CurveOf = Callable[["pd.DataFrame", metrics.Metric], Curve]
+"""``evaluate.curve_of``, or the same with a memory: a curve takes about a second."""
 
 
 def against(
@@ -18,6 +21,7 @@ def against(
     stored: "Mapping[str, tuple[pd.DataFrame, Provenance]]",
     metric_name: str,
     shots: int | None = None,
+    curve: CurveOf = curve_of,
 ) -> dict[str, statistics.Difference]:
     """Score minus the reference's score, with interval and p-value, for every other model.
 
@@ -26,6 +30,7 @@ def against(
         stored: predictions of one task, probe and split by model.
         metric_name: which metric.
         shots: of a probe with a budget, the size; None: the mean over the curve.
+        curve: how the scores of a probe with a budget are found.
 
     Returns:
         By model; p-values are not yet adjusted: apply ``statistics.holm`` across all that is
@@ -35,7 +40,7 @@ def against(
     metric = metrics.get(metric_name)
     table, provenance = stored[reference]
     if "shots" in table.columns:
-        return dict(_on_budget(reference, stored, metric, shots))
+        return dict(_on_budget(reference, stored, metric, shots, curve))
     ours = stacked(headline_of(table))
     differences = {}
     for name, (other_table, other) in _paired(reference, stored):
@@ -68,15 +73,16 @@ def _on_budget(
     stored: "Mapping[str, tuple[pd.DataFrame, Provenance]]",
     metric: metrics.Metric,
     shots: int | None,
+    curve: CurveOf,
 ) -> Iterator[tuple[str, statistics.Difference]]:
     table, provenance = stored[reference]
-    ours = curve_of(table, metric)
+    ours = curve(table, metric)
 
-    def at(curve: Mapping[int, learning_curves.Runs]) -> learning_curves.Runs | None:
-        return learning_curves.area(curve) if shots is None else curve.get(shots)
+    def at(runs: Mapping[int, learning_curves.Runs]) -> learning_curves.Runs | None:
+        return learning_curves.area(runs) if shots is None else runs.get(shots)
 
     for name, (other_table, other) in _paired(reference, stored):
-        a, b = at(curve_of(other_table, metric).runs), at(ours.runs)
+        a, b = at(curve(other_table, metric).runs), at(ours.runs)
         if a is not None and b is not None:
             width = max(provenance.width, other.width) if provenance.cv else None
             yield (
@@ -88,7 +94,10 @@ def _on_budget(
 
 
 def label_shares(
-    reference: str, stored: "Mapping[str, tuple[pd.DataFrame, Provenance]]", metric_name: str
+    reference: str,
+    stored: "Mapping[str, tuple[pd.DataFrame, Provenance]]",
+    metric_name: str,
+    curve: CurveOf = curve_of,
 ) -> dict[str, LabelShare]:
     """The share of labels at which each other model reaches the reference's full-data score.
 
@@ -96,17 +105,18 @@ def label_shares(
         reference: key of ``stored``.
         stored: predictions of ``label_efficiency`` on one task by model.
         metric_name: which metric.
+        curve: how the scores are found.
 
     Returns:
         By model; those without a curve on the reference's cases are left out.
     """
     metric = metrics.get(metric_name)
     table, provenance = stored[reference]
-    theirs = curve_of(table, metric)
+    theirs = curve(table, metric)
     full = max(theirs.runs)
     shares: dict[str, LabelShare] = {}
     for name, (other_table, other) in _paired(reference, stored):
-        ours = curve_of(other_table, metric)
+        ours = curve(other_table, metric)
         factor = 1.0
         if provenance.cv:
             width = max(provenance.width, other.width)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import io
 import json
-import platform
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -116,7 +115,7 @@ def from_parquet(data: bytes) -> tuple[pd.DataFrame, Provenance]:
         arrow = pq.read_table(io.BytesIO(data))
         about = json.loads((arrow.schema.metadata or {})[b"tomoprobe"])
         return arrow.to_pandas(), Provenance(**about)
-    except (pa.ArrowInvalid, KeyError, TypeError, ValueError) as error:
+    except (pa.ArrowInvalid, OSError, KeyError, TypeError, ValueError) as error:
         raise StorageError(
             f"Stored predictions cannot be read ({error}). Expected a Parquet file written by "
             "tomoprobe: restore it from a copy, or evaluate again."
@@ -131,12 +130,3 @@ def software() -> str:
     packages = ("tomoprobe", "torch", "monai", "scikit-learn", "numpy", "scipy")
     python = f"python {sys.version_info.major}.{sys.version_info.minor}"
     return "; ".join([python, *(f"{name} {version(name)}" for name in packages)])
-
-
-def device_name(device: str) -> str:
-    """What a row says about the hardware, e.g. ``cpu: x86_64`` or ``cuda: NVIDIA H100``."""
-    if device.startswith("cuda"):
-        import torch
-
-        return f"cuda: {torch.cuda.get_device_name(device)}"
-    return f"cpu: {platform.machine()}"

@@ -14,7 +14,9 @@ from .board import Board, board
 from .cache import PageCache
 from .ranking import Cell
 from .records import StoredModel, StoredRow, StoredTask
-from .view import PARAMETERS, ParameterError, Suites
+from .settings import Settings
+from .versions import Versions
+from .view import PARAMETERS, ParameterError
 
 ROWS_AT_ONCE = 1000
 """Rows of one answer of /api/v1/results where no limit is asked for: about half a megabyte."""
@@ -24,7 +26,7 @@ MOST_ROWS_AT_ONCE = 10_000
 _RESULT_PARAMETERS = ("task", "probe", "model", "metric", "after", "limit")
 
 
-def router(engine: Engine, cache: PageCache, suites: Suites) -> APIRouter:
+def router(engine: Engine, cache: PageCache, settings: Settings) -> APIRouter:
     """The routes that answer with data."""
     routes = APIRouter()
 
@@ -36,7 +38,7 @@ def router(engine: Engine, cache: PageCache, suites: Suites) -> APIRouter:
     @routes.get("/board.json")
     def board_json(request: Request) -> Response:
         items = request.query_params.multi_items()
-        return answer(request, PARAMETERS, lambda: board_as_json(board(engine, items, suites)))
+        return answer(request, PARAMETERS, lambda: board_as_json(board(engine, items, settings)))
 
     @routes.get("/board.csv")
     def board_csv(request: Request) -> Response:
@@ -44,14 +46,14 @@ def router(engine: Engine, cache: PageCache, suites: Suites) -> APIRouter:
         return cache.respond(
             request,
             asked(request, PARAMETERS),
-            lambda: board_as_csv(board(engine, items, suites)),
+            lambda: board_as_csv(board(engine, items, settings)),
             "text/csv",
             (("Content-Disposition", 'attachment; filename="tomoprobe-board.csv"'),),
         )
 
     @routes.get("/api/v1/results")
     def results(request: Request) -> Response:
-        return answer(request, _RESULT_PARAMETERS, lambda: _results(engine, request))
+        return answer(request, _RESULT_PARAMETERS, lambda: _results(engine, request, settings))
 
     @routes.get("/api/v1/models")
     def models(request: Request) -> Response:
@@ -91,6 +93,7 @@ def board_as_json(shown: Board) -> dict[str, Any]:
                 "higher_is_better": column.higher_is_better,
                 "evidence": column.evidence,
                 "counts_for_mean_rank": counts,
+                "superseded": shown.superseded.get(task.name),
             }
             for task, column, counts in zip(
                 shown.tasks, columns, shown.standings.counting, strict=True
@@ -126,6 +129,7 @@ def _cell(cell: Cell) -> dict[str, Any]:
         "n_test": result.n_test if result else None,
         "calibrated": row.calibrated if row else None,
         "flags": list(row.flags) if row else [],
+        "superseded": cell.superseded,
         "note": cell.reason,
     }
 
@@ -170,7 +174,7 @@ def _harmless(value: Any) -> Any:
 # --- /api/v1 -------------------------------------------------------------------------------------
 
 
-def _results(engine: Engine, request: Request) -> dict[str, Any]:
+def _results(engine: Engine, request: Request, settings: Settings) -> dict[str, Any]:
     """Rows after the row ``after``; ``next`` is the ``after`` of the next page, null at the end."""
     given = request.query_params
     limit = _number("limit", given.get("limit") or str(ROWS_AT_ONCE), MOST_ROWS_AT_ONCE)
@@ -183,8 +187,9 @@ def _results(engine: Engine, request: Request) -> dict[str, Any]:
         after=_number("after", given.get("after") or "0", 2**62),
         limit=limit,
     )
+    versions = Versions.of(db.tasks(engine), db.units(engine), settings)
     return {
-        "results": [_result(row) for row in found],
+        "results": [_result(row, versions) for row in found],
         "next": found[-1].id if len(found) == limit else None,
     }
 
@@ -195,12 +200,13 @@ def _number(name: str, text: str, most: int) -> int:
     return int(text)
 
 
-def _result(row: StoredRow) -> dict[str, Any]:
+def _result(row: StoredRow, versions: Versions) -> dict[str, Any]:
     return {
         "id": row.id,
         **row.result.as_dict(),
         "calibrated": row.calibrated,
         "flags": list(row.flags),
+        "superseded": versions.superseded(row.result) or None,
         "added": row.added,
     }
 

@@ -4,15 +4,18 @@ No HTML here and no SQL. The downloads and the pages are made of the same object
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import Engine
 
+from ..benchmark.types import Budget
 from . import db
-from .ranking import Cell, Column, Standing, Standings, standings
+from .ranking import Column, Standing, Standings, standings
 from .records import StoredModel, StoredRow, StoredTask, Unit
-from .view import Choices, ParameterError, Suites, View, chosen_shots, preferred_probe
+from .settings import Settings
+from .versions import Versions
+from .view import Choices, View, chosen_shots, preferred_probe
 
 
 @dataclass(frozen=True)
@@ -22,7 +25,7 @@ class Board:
     view: View
     choices: Choices
     tasks: tuple[StoredTask, ...]
-    """The columns; newest version of each."""
+    """The columns; of each the newest version with results of the probe."""
     standings: Standings
     """All models: filters on models hide rows but change no rank."""
     shown: tuple[Standing, ...]
@@ -32,6 +35,10 @@ class Board:
     probe: str
     shots: int | None
     known_shots: tuple[int | None, ...]
+    budget: Budget | None
+    """Of the probe, where it has one: what the shots count."""
+    superseded: Mapping[str, str]
+    """By task, why a whole column is of an older version: nothing newer is evaluated yet."""
     without_results: tuple[str, ...]
     """Tasks that the filters let through but that have no result with this probe."""
 
@@ -39,51 +46,6 @@ class Board:
     def only_sanity_checks(self) -> bool:
         """Whether nothing that is shown is evidence about radiology."""
         return bool(self.tasks) and not any(is_evidence(task) for task in self.tasks)
-
-
-@dataclass(frozen=True)
-class TaskReport:
-    """All models on one task, in all its metrics."""
-
-    task: StoredTask
-    versions: tuple[int, ...]
-    probe: str
-    probe_version: int
-    probes: tuple[str, ...]
-    shots: int | None
-    known_shots: tuple[int | None, ...]
-    standings: Standings
-    """One column per metric, the one that ranks first."""
-    shown: tuple[Standing, ...]
-    """Models with a row, best first in the first column."""
-    missing: tuple[str, ...]
-    """``model_sha`` of models without a row."""
-    models: Mapping[str, StoredModel]
-    labels: Mapping[str, str]
-
-
-@dataclass(frozen=True)
-class ModelScores:
-    """One model with one probe on the newest version of every task that has such results."""
-
-    probe: str
-    probe_version: int
-    tasks: tuple[StoredTask, ...]
-    columns: tuple[Column, ...]
-    cells: tuple[Cell, ...]
-    ranked: tuple[int, ...]
-    """How many models are ranked on each task."""
-
-
-@dataclass(frozen=True)
-class ModelReport:
-    """One model on all tasks."""
-
-    model: StoredModel
-    label: str
-    scores: tuple[ModelScores, ...]
-    rows: tuple[StoredRow, ...]
-    """Every number of the model."""
 
 
 def is_evidence(task: StoredTask) -> bool:
@@ -101,11 +63,23 @@ def labels(models: Iterable[StoredModel]) -> dict[str, str]:
     }
 
 
-def newest(tasks: Iterable[StoredTask]) -> list[StoredTask]:
-    """The newest version of each task; sanity checks last, then by kind, modality and name."""
+def newest(
+    tasks: Iterable[StoredTask], answered: Collection[tuple[str, int]] = ()
+) -> list[StoredTask]:
+    """One version of each task; sanity checks last, then by kind, modality and name.
+
+    Args:
+        tasks: all versions.
+        answered: (name, version) with results. The newest of these is taken before the newest of
+            all, so that a task of which nothing is done again keeps its old results on the board.
+    """
     latest: dict[str, StoredTask] = {}
+
+    def key(task: StoredTask) -> tuple[bool, int]:
+        return ((task.name, task.version) in answered, task.version)
+
     for task in tasks:
-        if task.name not in latest or task.version > latest[task.name].version:
+        if task.name not in latest or key(task) > key(latest[task.name]):
             latest[task.name] = task
     return sorted(
         latest.values(),
@@ -118,34 +92,37 @@ def newest(tasks: Iterable[StoredTask]) -> list[StoredTask]:
     )
 
 
-def board(engine: Engine, parameters: Iterable[tuple[str, str]], suites: Suites) -> Board:
+def answered_by(probe: str, units: Iterable[Unit]) -> set[tuple[str, int]]:
+    """(name, version) of the tasks with results of the probe."""
+    return {(unit.task, unit.task_version) for unit in units if unit.probe == probe}
+
+
+def board(engine: Engine, parameters: Iterable[tuple[str, str]], settings: Settings) -> Board:
     """The board that the GET parameters ask for.
 
     Raises:
         ParameterError: a value that means nothing here.
     """
-    tasks, models, units = newest(db.tasks(engine)), db.models(engine), db.units(engine)
-    choices = Choices.of(tasks, units, suites)
+    suites = settings.suites
+    stored, models, units = db.tasks(engine), db.models(engine), db.units(engine)
+    choices = Choices.of(newest(stored), units, suites)
     view = View.parse(parameters, choices)
     probe = view.probe or preferred_probe(choices.probe)
-    answered = {unit.task for unit in units if unit.probe == probe}
-    let_through = [task for task in tasks if view.shows(task.card, suites)]
+    answered = answered_by(probe, units)
+    let_through = [task for task in newest(stored, answered) if view.shows(task.card, suites)]
     # A task that is named stays; otherwise a column without a single result says nothing.
-    columns = [t for t in let_through if t.name in answered or t.name in view.task]
-    rows = _ranking_rows(engine, columns, probe)
-    known_shots = _shots_of(rows)
-    shots = chosen_shots(view.shots, known_shots)
-    found = standings(
-        rows,
-        [_column(task, probe, _probe_version(task, probe, units), shots) for task in columns],
-        [model.model_sha for model in models],
-        units,
-    )
+    tasks = [t for t in let_through if (t.name, t.version) in answered or t.name in view.task]
+    rows = ranking_rows(engine, tasks, probe)
+    known_shots = shots_of(rows)
+    shots = chosen_shots(view.shots, known_shots, shots_of(scored(rows)), all_sizes(settings))
+    versions = Versions.of(stored, units, settings)
+    columns = [column_of(task, probe, probe_version(task, probe, units), shots) for task in tasks]
+    found = standings(rows, columns, [model.model_sha for model in models], units, versions)
     named = labels(models)
     return Board(
         view=view,
         choices=choices,
-        tasks=tuple(columns),
+        tasks=tuple(tasks),
         standings=found,
         shown=_arranged(found, view, named),
         models={model.model_sha: model for model in models},
@@ -153,130 +130,68 @@ def board(engine: Engine, parameters: Iterable[tuple[str, str]], suites: Suites)
         probe=probe,
         shots=shots,
         known_shots=known_shots,
-        without_results=tuple(t.name for t in let_through if t not in columns),
+        budget=budget_of(probe, settings),
+        superseded=superseded_columns(found, versions),
+        without_results=tuple(t.name for t in let_through if t not in tasks),
     )
 
 
-def task_report(
-    engine: Engine, name: str, version: int | None, probe: str, shots: str
-) -> TaskReport:
-    """Everything about one task.
-
-    Args:
-        engine: of a migrated database.
-        name: of the task.
-        version: None: the newest.
-        probe: empty: the preferred one among those that have results.
-        shots: as ``View.shots``.
-
-    Raises:
-        UnknownNameError: there is no such task or version.
-        ParameterError: there are no results with that probe or number of shots.
-    """
-    task = db.task(engine, name, version)
-    units = db.units(engine)
-    probes = tuple(
-        sorted({u.probe for u in units if (u.task, u.task_version) == (name, task.version)})
-    )
-    if probe and probe not in probes:
-        raise ParameterError.of("probe with results on this task", probe, probes)
-    probe = probe or preferred_probe(probes)
-    probe_version = _probe_version(task, probe, units)
-    rows = db.rows(engine, tasks=[name], probe=probe)
-    known_shots = _shots_of(rows)
-    first = task.card["metric"]
-    others = {row.result.metric for row in rows if row.result.task_version == task.version}
-    metrics = [first, *sorted(others - {first})]
-    chosen = chosen_shots(shots, known_shots)
-    models = db.models(engine)
-    named = labels(models)
-    found = standings(
-        rows,
-        [_column(task, probe, probe_version, chosen, metric) for metric in metrics],
-        [model.model_sha for model in models],
-        units,
-    )
-    present = [s for s in found.rows if any(cell.row is not None for cell in s.cells)]
-    seen = {s.model_sha for s in present}
-    return TaskReport(
-        task=task,
-        versions=tuple(t.version for t in db.tasks(engine) if t.name == name),
-        probe=probe,
-        probe_version=probe_version,
-        probes=probes,
-        shots=chosen,
-        known_shots=known_shots,
-        standings=found,
-        shown=tuple(_by_score(present, 0, found.columns[0], named, descending=None)),
-        missing=tuple(model.model_sha for model in models if model.model_sha not in seen),
-        models={model.model_sha: model for model in models},
-        labels=named,
-    )
+def superseded_columns(found: Standings, versions: Versions) -> dict[str, str]:
+    """By task, what has changed since the versions of its column; tasks without rows left out."""
+    told = {
+        c.task: versions.behind(c.task, c.version, c.probe, c.probe_version)
+        for i, c in enumerate(found.columns)
+        if any(s.cells[i].row is not None for s in found.rows)
+    }
+    return {task: text for task, text in told.items() if text}
 
 
-def model_report(engine: Engine, sha: str) -> ModelReport:
-    """Everything about one model.
-
-    Raises:
-        UnknownNameError: there is no model of that identity.
-    """
-    model = db.model(engine, sha)
-    models, units, tasks = db.models(engine), db.units(engine), newest(db.tasks(engine))
-    scores = []
-    probes = sorted({u.probe for u in units if u.model_sha == sha})
-    first = preferred_probe(probes)
-    for probe in sorted(probes, key=lambda name: name != first):
-        answered = {u.task for u in units if u.probe == probe}
-        asked = [task for task in tasks if task.name in answered]
-        rows = _ranking_rows(engine, asked, probe)
-        shots = chosen_shots("", _shots_of(rows))
-        found = standings(
-            rows,
-            [_column(task, probe, _probe_version(task, probe, units), shots) for task in asked],
-            [m.model_sha for m in models],
-            units,
-        )
-        mine = next(s for s in found.rows if s.model_sha == sha)
-        ranked = tuple(
-            sum(s.cells[i].rank is not None for s in found.rows) for i in range(len(asked))
-        )
-        version = max((c.probe_version for c in found.columns), default=1)
-        scores.append(ModelScores(probe, version, tuple(asked), found.columns, mine.cells, ranked))
-    return ModelReport(
-        model=model,
-        label=labels(models)[sha],
-        scores=tuple(scores),
-        rows=tuple(db.rows(engine, models=[sha])),
-    )
-
-
-def _column(
-    task: StoredTask, probe: str, probe_version: int, shots: int | None, metric: str = ""
+def column_of(
+    task: StoredTask, probe: str, version: int, shots: int | None, metric: str = ""
 ) -> Column:
+    """The column of a task; ``version`` is the probe's, ``metric`` empty: the one that ranks."""
     return Column(
         task=task.name,
         version=task.version,
         metric=metric or task.card["metric"],
         probe=probe,
-        probe_version=probe_version,
+        probe_version=version,
         shots=shots,
         evidence=is_evidence(task),
     )
 
 
-def _ranking_rows(engine: Engine, tasks: Sequence[StoredTask], probe: str) -> list[StoredRow]:
+def budget_of(probe: str, settings: Settings) -> Budget | None:
+    """The training budget of a probe that this release knows."""
+    known = settings.probes.get(probe)
+    return known.budget if known else None
+
+
+def all_sizes(settings: Settings) -> set[int]:
+    """Every size of every budget."""
+    return {k for p in settings.probes.values() if p.budget is not None for k in p.budget.sizes}
+
+
+def scored(rows: Iterable[StoredRow]) -> list[StoredRow]:
+    """The rows with a score."""
+    return [row for row in rows if row.result.score is not None]
+
+
+def ranking_rows(engine: Engine, tasks: Sequence[StoredTask], probe: str) -> list[StoredRow]:
+    """All rows of the probe in the metrics that rank these tasks."""
     metrics = sorted({task.card["metric"] for task in tasks})
     return db.rows(engine, tasks=[task.name for task in tasks], probe=probe, metric=metrics)
 
 
-def _probe_version(task: StoredTask, probe: str, units: Sequence[Unit]) -> int:
+def probe_version(task: StoredTask, probe: str, units: Sequence[Unit]) -> int:
     """The newest version with results on this task; scores of two versions are not compared."""
     asked = (task.name, task.version, probe)
     versions = (u.probe_version for u in units if (u.task, u.task_version, u.probe) == asked)
     return max(versions, default=1)
 
 
-def _shots_of(rows: Sequence[StoredRow]) -> tuple[int | None, ...]:
+def shots_of(rows: Iterable[StoredRow]) -> tuple[int | None, ...]:
+    """The sizes of the training budget that occur, None first."""
     found = {row.result.shots for row in rows}
     return tuple(sorted(found, key=lambda k: (k is not None, k or 0)))
 
@@ -300,7 +215,7 @@ def _arranged(found: Standings, view: View, named: Mapping[str, str]) -> tuple[S
         for i, column in enumerate(found.columns):
             if column.task == name:
                 descending = view.order == "desc" if view.order else None
-                return tuple(_by_score(rows, i, column, named, descending))
+                return tuple(by_score(rows, i, column, named, descending))
     ranked = sorted(
         (s for s in by_name if s.mean_rank is not None),
         key=lambda s: s.mean_rank or 0.0,
@@ -310,7 +225,7 @@ def _arranged(found: Standings, view: View, named: Mapping[str, str]) -> tuple[S
     return (*ranked, *rest)
 
 
-def _by_score(
+def by_score(
     rows: Sequence[Standing],
     i: int,
     column: Column,

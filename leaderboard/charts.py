@@ -58,7 +58,10 @@ def dot_and_whisker(
         unit: of the metric, where it has one.
         reference: drawn as a dashed line when it lies within the axis.
     """
-    ticks = _ticks(points, metric, reference)
+    values = [v for p in points for v in (p.score, p.low, p.high) if v is not None]
+    if reference is not None:
+        values.append(reference.value)
+    ticks = round_ticks(values, metric)
     low, high = ticks[0], ticks[-1]
 
     def x(value: float) -> str:
@@ -75,27 +78,26 @@ def dot_and_whisker(
         Markup('<desc id="chart-desc">{}</desc>').format(_in_words(points, metric, unit)),
     ]
     for tick in ticks:
-        parts.append(_line("grid", x(tick), _TOP, x(tick), bottom))
+        parts.append(line("grid", x(tick), _TOP, x(tick), bottom))
         anchor = "start" if tick == low else "end" if tick == high else "middle"
         edge = "0%" if tick == low else "100%" if tick == high else x(tick)
-        label = plain(tick) if has_unit(metric) else f"{tick:.3g}".replace("-", "−")
-        parts.append(_text("tick", edge, bottom + 18, label, anchor))
+        parts.append(text("tick", edge, bottom + 18, tick_label(tick, metric), anchor))
     if reference is not None and low <= reference.value <= high:
         at = x(reference.value)
-        parts.append(_line("reference", at, _TOP, at, bottom))
+        parts.append(line("reference", at, _TOP, at, bottom))
     for i, point in enumerate(points):
         top = _TOP + i * _ROW
         middle = top + 27
         if i:
-            parts.append(_line("between", "0%", top, "100%", top))
+            parts.append(line("between", "0%", top, "100%", top))
         label = "label best" if point.best else "label"
         value = with_interval(metric, point.score, point.low, point.high, unit)
-        parts.append(_text(label, "0%", top + 17, point.label, "start"))
-        parts.append(_text("value", "100%", top + 17, value, "end"))
+        parts.append(text(label, "0%", top + 17, point.label, "start"))
+        parts.append(text("value", "100%", top + 17, value, "end"))
         if point.low is not None and point.high is not None:
             ends = x(point.low), x(point.high)
-            parts.append(_line("whisker", ends[0], middle, ends[1], middle))
-            parts += [_line("whisker", end, middle - 4, end, middle + 4) for end in ends]
+            parts.append(line("whisker", ends[0], middle, ends[1], middle))
+            parts += [line("whisker", end, middle - 4, end, middle + 4) for end in ends]
         shape = "dot" if point.ranked else "dot hollow"
         parts.append(
             Markup('<circle class="{}" cx="{}" cy="{}" r="4.5"/>').format(
@@ -112,11 +114,11 @@ def _in_words(points: Sequence[Point], metric: str, unit: str) -> str:
     )
 
 
-def _ticks(points: Sequence[Point], metric: str, reference: Reference | None) -> list[float]:
-    """Round numbers, the first and last of which enclose everything that is drawn."""
-    values = [v for p in points for v in (p.score, p.low, p.high) if v is not None]
-    if reference is not None:
-        values.append(reference.value)
+def round_ticks(values: Sequence[float], metric: str) -> list[float]:
+    """Round numbers, the first and last of which enclose the values (at least one).
+
+    They stay within the range of the metric.
+    """
     low, high = min(values), max(values)
     span = (high - low) or abs(high) or 1.0
     step = _round_step(span / _TICKS)
@@ -137,11 +139,18 @@ def _round_step(step: float) -> float:
     return next(m * power for m in (1, 2, 5, 10) if m * power >= step * (1 - 1e-9))
 
 
-def _line(name: str, x1: str, y1: float, x2: str, y2: float) -> Markup:
+def tick_label(tick: float, metric: str) -> str:
+    """A tick of the metric's axis as text."""
+    return plain(tick) if has_unit(metric) else f"{tick:.3g}".replace("-", "−")
+
+
+def line(name: str, x1: str, y1: float, x2: str, y2: float) -> Markup:
+    """A straight line of a class of the style sheet; ``x`` in percent, ``y`` in px."""
     return Markup('<line class="{}" x1="{}" y1="{}" x2="{}" y2="{}"/>').format(name, x1, y1, x2, y2)
 
 
-def _text(name: str, x: str, y: float, text: str, anchor: str) -> Markup:
+def text(name: str, x: str, y: float, words: str, anchor: str) -> Markup:
+    """Words of a class of the style sheet; ``anchor`` is start, middle or end."""
     return Markup('<text class="{}" x="{}" y="{}" text-anchor="{}">{}</text>').format(
-        name, x, y, anchor, text
+        name, x, y, anchor, words
     )

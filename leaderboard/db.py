@@ -4,7 +4,7 @@ Rows are added, never edited. A unit (one model, task and probe on one state of 
 written in one transaction: a killed run loses at most the unit in hand.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from datetime import UTC, datetime
 from math import isfinite
@@ -12,23 +12,28 @@ from typing import Any, cast
 
 import sqlalchemy as sa
 from sqlalchemy import Connection, Engine
-from sqlalchemy.exc import IntegrityError
 
 from ..benchmark.errors import StorageError, UnknownNameError
 from ..benchmark.types import Result
-from .opening import connect, migrate, writing
-from .records import Json, StoredModel, StoredRow, StoredTask, Unit
+from .opening import connect, migrate, migrate_to, newest, revision, writing
+from .records import Json, Pending, StoredModel, StoredRow, StoredTask, Unit
 from .storage_errors import reported
-from .tables import MODELS, PREDICTIONS, RESULTS, TASKS
+from .tables import MODELS, PENDING, PREDICTIONS, RESULTS, TASKS
 
 __all__ = [
     "add",
     "connect",
     "is_done",
     "migrate",
+    "migrate_to",
     "model",
     "models",
+    "newest",
+    "parquet",
+    "pending",
     "predictions",
+    "queue",
+    "revision",
     "rows",
     "state",
     "task",
@@ -51,8 +56,7 @@ def add(
     task_card: Json,
     results: Sequence[Result],
     parquet: bytes,
-    flags: Mapping[str, Sequence[str]],
-    uncalibrated: Sequence[str] = (),
+    flags: Sequence[Sequence[str]],
     added: datetime | None = None,
 ) -> bool:
     """Store one unit in one transaction; a unit that is there is left as it is.
@@ -65,8 +69,7 @@ def add(
         task_card: of the task version of all ``results``; kept when that version is new.
         results: every number of the unit: one per metric, shots and seed.
         parquet: per-case predictions from which the numbers can be recomputed.
-        flags: warnings by name of the metric.
-        uncalibrated: metrics whose interval lies outside the calibrated range.
+        flags: warnings, in the order of ``results``.
         added: now, unless given.
 
     Returns:
@@ -79,9 +82,8 @@ def add(
     unit = _unit_of(results)
     if (model_sha, task_card["name"], task_card["version"]) != unit[:3]:
         raise ValueError(f"Cards of {model_sha}, {task_card['name']} with results of {unit}.")
-    stamp = (added or datetime.now(UTC)).astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-    def write(connection: Connection) -> bool:
+    stamp = _stamp(added)
+    with reported(engine), writing(engine) as connection:
         if _has(connection, unit):
             return False
         _add_model(connection, model_sha, model_card, manifest, stamp)
@@ -95,27 +97,56 @@ def add(
                 {
                     **result.as_dict(),
                     "seed": None if result.seed is None else str(result.seed),
-                    "calibrated": result.metric not in uncalibrated,
-                    "flags": list(flags.get(result.metric, ())),
+                    "calibrated": "uncalibrated" not in marks,
+                    "flags": list(marks),
                     "added": stamp,
                 }
-                for result in results
+                for result, marks in zip(results, flags, strict=True)
             ],
         )
-        return True
+        question = {name: getattr(unit, name) for name in _QUESTION}
+        connection.execute(sa.delete(PENDING).where(*_equal(PENDING, question)))
+    return True
 
-    return _committed(engine, write)
+
+_QUESTION = ("model_sha", "task", "task_version", "probe", "probe_version")
+"""A unit without the state of the data: what waits is done on whatever state there is then."""
 
 
-def _committed(engine: Engine, write: Callable[[Connection], bool]) -> bool:
-    """Run ``write`` in a transaction, once more where another process added the same meanwhile."""
-    with reported(engine):
-        try:
-            with writing(engine) as connection:
-                return write(connection)
-        except IntegrityError:
-            with writing(engine) as connection:
-                return write(connection)
+def queue(engine: Engine, units: Sequence[Pending]) -> int:
+    """Note what waits for features; what waits already, or is done, is left as it is.
+
+    Args:
+        engine: of a migrated database.
+        units: of models that are stored.
+
+    Returns:
+        How many were added.
+
+    Raises:
+        StorageError: the database cannot be written.
+        UnknownNameError: a model is not stored; then nothing is added.
+    """
+    stamp = _stamp(None)
+    count = 0
+    with reported(engine), writing(engine) as connection:
+        known = set(connection.scalars(sa.select(MODELS.c.model_sha)))
+        for unit in units:
+            if unit.model_sha not in known:
+                raise _unknown_model(unit.model_sha)
+            key = {name: getattr(unit, name) for name in _QUESTION}
+            if not any(
+                connection.scalar(sa.select(sa.exists().where(*_equal(table, key))))
+                for table in (PENDING, PREDICTIONS)
+            ):
+                values = {**vars(unit), "added": unit.added or stamp}
+                connection.execute(sa.insert(PENDING).values(**values))
+                count += 1
+    return count
+
+
+def _stamp(moment: datetime | None) -> str:
+    return (moment or datetime.now(UTC)).astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def _unit_of(results: Sequence[Result]) -> Unit:
@@ -185,12 +216,16 @@ def _as_stored(value: Any) -> Any:
 # --- reading -----------------------------------------------------------------------------------
 
 
-def _is(unit: Unit) -> sa.ColumnElement[bool]:
-    return sa.and_(*(PREDICTIONS.c[k] == v for k, v in unit._asdict().items()))
+# What is returned in order is sorted here: PostgreSQL would sort texts by the rules of a language.
+
+
+def _equal(table: sa.Table, values: Mapping[str, Any]) -> list[sa.ColumnElement[bool]]:
+    return [table.c[name] == value for name, value in values.items()]
 
 
 def _has(connection: Connection, unit: Unit) -> bool:
-    return bool(connection.scalar(sa.select(sa.exists().where(_is(unit)))))
+    there = sa.exists().where(*_equal(PREDICTIONS, unit._asdict()))
+    return bool(connection.scalar(sa.select(there)))
 
 
 def is_done(
@@ -211,10 +246,17 @@ def is_done(
 
 
 def units(engine: Engine) -> list[Unit]:
-    """Every unit that is stored, without its predictions."""
+    """Every unit that is stored, without its predictions, sorted."""
     columns = [PREDICTIONS.c[name] for name in Unit._fields]
     with reported(engine), engine.connect() as connection:
-        return [Unit(*row) for row in connection.execute(sa.select(*columns).order_by(*columns))]
+        return sorted(Unit(*row) for row in connection.execute(sa.select(*columns)))
+
+
+def pending(engine: Engine) -> list[Pending]:
+    """What waits for features, oldest first."""
+    with reported(engine), engine.connect() as connection:
+        found = [Pending(**row) for row in connection.execute(sa.select(PENDING)).mappings()]
+    return sorted(found, key=lambda p: (p.added, *(getattr(p, name) for name in _QUESTION)))
 
 
 _RESULT_FIELDS = tuple(field.name for field in fields(Result))
@@ -268,9 +310,9 @@ def _row(found: sa.RowMapping) -> StoredRow:
 
 def models(engine: Engine) -> list[StoredModel]:
     """Every model, by name."""
-    query = sa.select(MODELS).order_by(MODELS.c.name, MODELS.c.model_sha)
     with reported(engine), engine.connect() as connection:
-        return [StoredModel(**found) for found in connection.execute(query).mappings()]
+        found = [StoredModel(**row) for row in connection.execute(sa.select(MODELS)).mappings()]
+    return sorted(found, key=lambda model: (model.name, model.model_sha))
 
 
 def model(engine: Engine, sha: str) -> StoredModel:
@@ -283,17 +325,21 @@ def model(engine: Engine, sha: str) -> StoredModel:
     with reported(engine), engine.connect() as connection:
         found = connection.execute(query).mappings().first()
     if found is None:
-        raise UnknownNameError(
-            f"No model has the identity '{sha}'. Give the whole model_sha of a stored model."
-        )
+        raise _unknown_model(sha)
     return StoredModel(**found)
+
+
+def _unknown_model(sha: str) -> UnknownNameError:
+    return UnknownNameError(
+        f"No model has the identity '{sha}'. Give the whole model_sha of a stored model."
+    )
 
 
 def tasks(engine: Engine) -> list[StoredTask]:
     """Every version of every task, by name and version."""
-    query = sa.select(TASKS).order_by(TASKS.c.name, TASKS.c.version)
     with reported(engine), engine.connect() as connection:
-        return [StoredTask(**found) for found in connection.execute(query).mappings()]
+        found = [StoredTask(**row) for row in connection.execute(sa.select(TASKS)).mappings()]
+    return sorted(found, key=lambda task: (task.name, task.version))
 
 
 def task(engine: Engine, name: str, version: int | None = None) -> StoredTask:
@@ -323,18 +369,33 @@ def predictions(
             continue
         if models is not None and unit.model_sha not in models:
             continue
-        with reported(engine), engine.connect() as connection:
-            parquet = connection.scalar(sa.select(PREDICTIONS.c.parquet).where(_is(unit)))
-        yield unit, cast("bytes", parquet)
+        yield unit, parquet(engine, unit)
+
+
+def parquet(engine: Engine, unit: Unit) -> bytes:
+    """The per-case predictions of one stored unit.
+
+    Raises:
+        UnknownNameError: it is not stored.
+    """
+    query = sa.select(PREDICTIONS.c.parquet).where(*_equal(PREDICTIONS, unit._asdict()))
+    with reported(engine), engine.connect() as connection:
+        found = connection.scalar(query)
+    if found is None:
+        raise UnknownNameError(f"No predictions are stored of {unit}. Evaluate that model again.")
+    return found
 
 
 def state(engine: Engine) -> tuple[int, int]:
-    """Two numbers of which at least one changes with every addition; costs two index look-ups."""
+    """Two numbers of which at least one changes with every addition.
+
+    Cheap: the last id is one index look-up, as ids grow in the order of the commits (see
+    ``opening.writing``), and little waits at a time.
+    """
     query = sa.select(
         sa.select(sa.func.coalesce(sa.func.max(RESULTS.c.id), 0)).scalar_subquery(),
-        # a transaction may commit after one with larger ids; the count sees it
-        sa.select(sa.func.count(PREDICTIONS.c.model_sha)).scalar_subquery(),
+        sa.select(sa.func.count()).select_from(PENDING).scalar_subquery(),
     )
     with reported(engine), engine.connect() as connection:
-        last, count = connection.execute(query).one()
-    return last, count
+        last, waiting = connection.execute(query).one()
+    return last, waiting

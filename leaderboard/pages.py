@@ -13,27 +13,25 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from sqlalchemy import Engine
 
+from ..benchmark.evaluate import SKIPPED
+from ..benchmark.splits import CV_BELOW
 from ..benchmark.statistics import ESTIMANDS, FLAGS
 from ..benchmark.types import Result
-from . import printing
+from . import printing, sizes
 from .api import asked
-from .board import TaskReport, board, is_evidence, model_report, task_report
+from .board import board, budget_of, is_evidence
 from .cache import PageCache
-from .charts import Point, Reference, dot_and_whisker
+from .comparisons import MOST_COMPARED, Comparer
+from .figures import MOST_POINTS, REFERENCES, curves_figure, scores_figure
 from .ranking import Cell, Standing, higher_is_better
+from .records import Json, StoredTask
+from .reports import model_report, task_report
+from .rivals import rivals_of
 from .settings import Settings
 from .view import PARAMETERS, ParameterError
 
 _HERE = Path(__file__).parent
 STATIC = _HERE / "static"
-
-MOST_POINTS = 40
-"""Models in a chart; a longer one is no picture any more, and the table beside it has all."""
-
-_REFERENCES = {
-    "auroc": Reference(0.5, "guessing"),
-    "r2": Reference(0.0, "predicting the mean"),
-}
 
 _METHODS = ["GET", "HEAD"]
 
@@ -43,6 +41,7 @@ def router(
 ) -> APIRouter:
     """The routes that answer with pages."""
     routes = APIRouter()
+    comparer = Comparer(engine)
 
     def page(request: Request, names: Iterable[str], make: Callable[[], str]) -> Response:
         return kept.respond(request, asked(request, names), make)
@@ -52,10 +51,10 @@ def router(
         items = request.query_params.multi_items()
 
         def make() -> str:
-            shown = board(engine, items, settings.suites)
+            shown = board(engine, items, settings)
             return environment.get_template("board.html").render(
                 board=shown,
-                estimands=_estimands(_cells(shown.shown)),
+                estimands=_estimands(_cells(shown.shown), shown.tasks, settings),
                 notes=_notes(_cells(shown.shown)),
                 path="/",
             )
@@ -73,27 +72,35 @@ def router(
                 _version(given.get("version", "")),
                 given.get("probe", ""),
                 given.get("shots", ""),
+                settings,
             )
+            cells = _cells(report.shown)
+            if report.sizes is not None:
+                cells += _cells(report.sizes.shown)
             return environment.get_template("task.html").render(
                 report=report,
-                chart=_chart(report),
+                chart=scores_figure(report),
+                curves=curves_figure(report),
+                rivals=rivals_of(report, given.get("against", ""), comparer),
+                against=given.get("against", ""),
                 most_points=MOST_POINTS,
-                reference=_REFERENCES.get(report.standings.columns[0].metric),
-                estimands=_estimands(_cells(report.shown)),
-                notes=_notes(_cells(report.shown)),
+                most_compared=MOST_COMPARED,
+                reference=REFERENCES.get(report.standings.columns[0].metric),
+                estimands=_estimands(cells, [report.task], settings),
+                notes=_notes(cells),
                 path=f"/tasks/{name}",
             )
 
-        return page(request, ("version", "probe", "shots"), make)
+        return page(request, ("version", "probe", "shots", "against"), make)
 
     @routes.api_route("/models/{sha}", methods=_METHODS)
     def model(request: Request, sha: str) -> Response:
         def make() -> str:
-            report = model_report(engine, sha)
+            report = model_report(engine, sha, settings)
             cells = [cell for scores in report.scores for cell in scores.cells]
             return environment.get_template("model.html").render(
                 report=report,
-                estimands=_estimands(cells),
+                estimands=_estimands(cells, report.tasks.values(), settings),
                 notes=_notes(cells),
                 path=f"/models/{sha}",
             )
@@ -135,6 +142,12 @@ def templates(settings: Settings) -> Environment:
         spread=lambda r: printing.score_text(r.metric, r.spread, r.low, r.high),
         interval=lambda r: printing.interval_text(r.metric, r.score, r.low, r.high),
         pretty=lambda value: json.dumps(value, indent=2, ensure_ascii=False),
+        size=sizes.size_in_words,
+        share=sizes.share_text,
+        share_interval=sizes.share_interval,
+        signed=printing.signed_text,
+        between=printing.interval_text,
+        chance=printing.p_text,
         web_address=_web_address,
         breakable=_breakable,
     )
@@ -169,8 +182,13 @@ def _cells(rows: Iterable[Standing]) -> list[Cell]:
 
 
 def _marks(cell: Cell) -> tuple[str, ...]:
-    """Flags of the cell's row that become footnotes; "undefined" is written in the cell itself."""
-    return tuple(flag for flag in cell.row.flags if flag != "undefined") if cell.row else ()
+    """What becomes a footnote: the flags of the cell's row, and why it is superseded.
+
+    "undefined" and why a size was skipped are written in the cell itself.
+    """
+    flags = cell.row.flags if cell.row else ()
+    kept = tuple(f for f in flags if f != "undefined" and not f.startswith(SKIPPED))
+    return (*kept, cell.reason) if cell.superseded else kept
 
 
 def _notes(cells: Iterable[Cell]) -> dict[str, tuple[str, str]]:
@@ -179,21 +197,30 @@ def _notes(cells: Iterable[Cell]) -> dict[str, tuple[str, str]]:
     return {flag: (_letter(i), FLAGS.get(flag, flag)) for i, flag in enumerate(flags)}
 
 
-def _estimands(cells: Iterable[Cell]) -> list[tuple[str, list[str]]]:
+def _estimands(
+    cells: Iterable[Cell], tasks: Iterable[StoredTask], settings: Settings
+) -> list[tuple[str, list[str]]]:
     """What the intervals shown are about, and for which tasks where they differ."""
-    tasks: dict[str, set[str]] = {}
+    cards = {task.name: task.card for task in tasks}
+    told: dict[str, set[str]] = {}
     for cell in cells:
         if cell.row is not None and cell.row.result.low is not None:
-            tasks.setdefault(_protocol(cell.row.result), set()).add(cell.row.result.task)
-    found = [(ESTIMANDS[key], sorted(tasks[key])) for key in ESTIMANDS if key in tasks]
+            result = cell.row.result
+            for key in _protocols(result, cards.get(result.task, {}), settings):
+                told.setdefault(key, set()).add(result.task)
+    found = [(ESTIMANDS[key], sorted(told[key])) for key in ESTIMANDS if key in told]
     return found if len(found) > 1 else [(text, []) for text, _ in found]
 
 
-def _protocol(result: Result) -> str:
-    """The key of ``ESTIMANDS``: few-shot draws, repeated cross-validation, or one split."""
-    if result.shots is not None:
-        return "seeds"
-    return "cv" if result.seed == "all" else "split"
+def _protocols(result: Result, card: Json, settings: Settings) -> tuple[str, ...]:
+    """Keys of ``ESTIMANDS``: training draws, repeated cross-validation, both, or one split."""
+    on_all = "cv" if result.seed == "all" else "split"
+    if result.shots is None and budget_of(result.probe, settings) is None:
+        return (on_all,)
+    # over draws the seed is "all" with and without cross-validation: only the card tells
+    counts = card.get("counts", {})
+    cv = "test" not in counts and counts.get("patients", CV_BELOW) < CV_BELOW
+    return ("seeds", "cv") if cv else ("seeds",)
 
 
 def _letter(i: int) -> str:
@@ -223,28 +250,3 @@ def _in_words(value: Any) -> str:
     if isinstance(value, list | tuple):
         return ", ".join(map(_in_words, value))
     return f"{value:,}" if type(value) is int else str(value)
-
-
-def _chart(report: TaskReport) -> Markup:
-    column = report.standings.columns[0]
-    points = [
-        Point(
-            label=report.labels[standing.model_sha],
-            score=row.result.score,
-            low=row.result.low,
-            high=row.result.high,
-            ranked=cell.rank is not None,
-            best=cell.best,
-        )
-        for standing in report.shown
-        if (row := (cell := standing.cells[0]).row) is not None and row.result.score is not None
-    ]
-    if not points:
-        return Markup()
-    return dot_and_whisker(
-        points[:MOST_POINTS],
-        title=f"{printing.metric_title(column.metric)} on {column.task}, {report.probe} probe",
-        metric=column.metric,
-        unit=report.task.card.get("unit", ""),
-        reference=_REFERENCES.get(column.metric),
-    )

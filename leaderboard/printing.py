@@ -48,6 +48,27 @@ def score_text(metric: str, score: float | None, low: float | None, high: float 
     return _fixed(score, decimals)
 
 
+def signed_text(metric: str, delta: float, low: float, high: float) -> str:
+    """A difference of scores, with its sign.
+
+    >>> signed_text("auroc", 0.0316, 0.01, 0.05), signed_text("mae", -12.34, -20.0, -4.0)
+    ('+0.032', '−12.3')
+    """
+    text = score_text(metric, delta, low, high)
+    return f"+{text}" if delta > 0 else text
+
+
+def p_text(p: float) -> str:
+    """A p-value; below a thousandth the resampling cannot tell.
+
+    >>> p_text(0.0312), p_text(0.0004), p_text(1.0)
+    ('0.031', '< 0.001', '1.000')
+    """
+    if not isfinite(p):
+        return NOTHING
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
 def interval_text(metric: str, score: float | None, low: float | None, high: float | None) -> str:
     """The 95 % interval, rounded outwards; empty where there is none.
 

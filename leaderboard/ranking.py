@@ -2,7 +2,8 @@
 
 Which numbers compete. A row is *ranked* when it was made on a complete copy of the data, on the
 same data and split as the first complete row of its column, and has a score. All other rows are
-shown with the reason why they do not compete.
+shown with the reason why they do not compete. A row of an older version of the task or the probe
+stands in, unranked and marked, for a model that has none of the version shown.
 
 Ranks. Within a column every ranked row has a rank, and equal scores share the average of the
 ranks they span. The mean rank is taken among the models that are ranked in every column that
@@ -11,7 +12,8 @@ nobody's mean rank.
 
 Sanity checks (cards with ``evidence`` false) count only where no other task is shown. Beside real
 tasks they are shown, but enter neither the mean rank nor the number of tasks done: a simulated
-lesion must not make up for a missing patient.
+lesion must not make up for a missing patient. Nor counts a column whose training size could not
+be drawn on its task: nobody can finish it.
 """
 
 from collections import defaultdict
@@ -20,7 +22,10 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from ..benchmark import metrics
+from ..benchmark.evaluate import SKIPPED
+from ..benchmark.types import Result
 from .records import StoredRow, Unit
+from .versions import Versions
 
 
 def higher_is_better(metric: str) -> bool:
@@ -61,6 +66,8 @@ class Cell:
     """Holds the best score of a column in which at least two rows compete."""
     reason: str = ""
     """Why the cell is empty, or why its row does not compete."""
+    superseded: bool = False
+    """The row is of an older version than the column."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +106,7 @@ def standings(
     columns: Sequence[Column],
     models: Iterable[str],
     evaluated: Iterable[Unit] = (),
+    versions: Versions | None = None,
 ) -> Standings:
     """Rank models across columns.
 
@@ -108,13 +116,16 @@ def standings(
         models: ``model_sha`` of every model to be listed, evaluated or not. Rows of others are
             ignored.
         evaluated: units that are stored, from which an empty cell gets its reason.
+        versions: the newest there are; None: rows of older versions do not stand in.
     """
     listed = sorted(set(models))
     known = set(listed)
     by_question: dict[tuple[object, ...], list[StoredRow]] = defaultdict(list)
+    by_name: dict[tuple[object, ...], list[StoredRow]] = defaultdict(list)
     for row in rows:
         if row.result.model_sha in known:
             by_question[_question(row)].append(row)
+            by_name[_name(row.result)].append(row)
     done_elsewhere: dict[tuple[str, str], list[Unit]] = defaultdict(list)
     for unit in evaluated:
         done_elsewhere[unit.model_sha, unit.task].append(unit)
@@ -122,13 +133,19 @@ def standings(
     table: list[dict[str, Cell]] = []
     for column in columns:
         cells = _column(column, by_question[_asked(column)])
+        if versions is not None:
+            cells = _superseded(column, by_name[_name(column)], versions) | cells
         for sha in listed:
             if sha not in cells:
                 cells[sha] = Cell(reason=_why_empty(column, done_elsewhere[sha, column.task]))
         table.append(cells)
 
-    any_evidence = any(column.evidence for column in columns)
-    counting = tuple(column.evidence or not any_evidence for column in columns)
+    asked = [not _skipped(cells) for cells in table]
+    any_evidence = any(c.evidence and there for c, there in zip(columns, asked, strict=True))
+    counting = tuple(
+        there and (column.evidence or not any_evidence)
+        for column, there in zip(columns, asked, strict=True)
+    )
     counted = [i for i, counts in enumerate(counting) if counts]
     mean_ranks = _mean_ranks([table[i] for i in counted], [columns[i] for i in counted], listed)
     found = [
@@ -197,7 +214,8 @@ def why_not_ranked(row: StoredRow, ours: tuple[str, str] | None) -> str:
     if data_of(row) != ours:
         return "made on other data or another split than the first complete result"
     if row.result.score is None:
-        return "the metric is not defined on this test set"
+        skipped = next((flag for flag in row.flags if flag.startswith(SKIPPED)), "")
+        return skipped or "the metric is not defined on this test set"
     return ""
 
 
@@ -230,6 +248,34 @@ def _column(column: Column, rows: Sequence[StoredRow]) -> dict[str, Cell]:
         sha: Cell(row, ranks.get(sha), sha in scores and scores[sha] == best, reasons[sha])
         for sha, row in chosen.items()
     }
+
+
+def _skipped(cells: Mapping[str, Cell]) -> bool:
+    """Whether the training size of a column could not be drawn, whoever tried."""
+    tried = [cell.reason for cell in cells.values() if cell.row is not None]
+    return bool(tried) and all(reason.startswith(SKIPPED) for reason in tried)
+
+
+def _name(of: Result | Column) -> tuple[object, ...]:
+    """A question without its versions."""
+    return (of.task, of.metric, of.probe, of.shots)
+
+
+def _superseded(column: Column, rows: Iterable[StoredRow], versions: Versions) -> dict[str, Cell]:
+    """For each model its newest row of older versions than the column's, which does not compete."""
+    by_model: dict[str, list[StoredRow]] = defaultdict(list)
+    for row in rows:
+        r = row.result
+        older = r.task_version <= column.version and r.probe_version <= column.probe_version
+        if older and versions.superseded(r):
+            by_model[r.model_sha].append(row)
+    found = {}
+    for sha, its in by_model.items():
+        last = max((r.result.task_version, r.result.probe_version) for r in its)
+        same = [r for r in its if (r.result.task_version, r.result.probe_version) == last]
+        row = headline(same, ranked_data(same))
+        found[sha] = Cell(row, reason=versions.superseded(row.result), superseded=True)
+    return found
 
 
 def _mean_ranks(

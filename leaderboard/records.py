@@ -58,3 +58,19 @@ class StoredTask:
     version: int
     card: Json
     added: str
+
+
+@dataclass(frozen=True)
+class Pending:
+    """What is to be evaluated and waits for features."""
+
+    model_sha: str
+    task: str
+    task_version: int
+    """At which it is to be done; likewise the probe's."""
+    probe: str
+    probe_version: int
+    why: str
+    """For the reader of the board, e.g. which version was raised."""
+    added: str = ""
+    """UTC, ISO 8601; the database sets it where it is empty."""

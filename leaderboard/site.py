@@ -44,7 +44,7 @@ def create_app(engine: Engine, settings: Settings | None = None) -> FastAPI:
     kept = PageCache(lambda: db.state(engine))
     environment = pages.templates(settings)
     app.include_router(pages.router(engine, kept, settings, environment))
-    app.include_router(api.router(engine, kept, settings.suites))
+    app.include_router(api.router(engine, kept, settings))
     app.mount("/static", StaticFiles(directory=pages.STATIC), name="static")
 
     @app.get("/healthz")

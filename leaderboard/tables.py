@@ -80,3 +80,16 @@ sa.Index(
     sa.text("coalesce(seed, '')"),
     unique=True,
 )
+
+PENDING = sa.Table(
+    "pending",
+    METADATA,
+    sa.Column("model_sha", sa.String, sa.ForeignKey("models.model_sha"), primary_key=True),
+    # a version that no row has yet: no reference to tasks
+    sa.Column("task", sa.String, primary_key=True),
+    sa.Column("task_version", sa.Integer, primary_key=True),
+    sa.Column("probe", sa.String, primary_key=True),
+    sa.Column("probe_version", sa.Integer, primary_key=True),
+    sa.Column("why", sa.String, nullable=False),
+    sa.Column("added", sa.String, nullable=False),
+)

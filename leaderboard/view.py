@@ -7,6 +7,7 @@ from urllib.parse import urlencode
 
 from ..benchmark.errors import UnknownNameError
 from .records import Json, StoredTask, Unit
+from .sizes import default_size
 
 Suites = Mapping[str, Sequence[str]]
 """Names of tasks by name of the suite. Handed in: the site does not see the tasks folder."""
@@ -142,8 +143,20 @@ def preferred_probe(probes: Sequence[str]) -> str:
     return probes[0] if probes else ""
 
 
-def chosen_shots(asked: str, known: Iterable[int | None]) -> int | None:
-    """The number of shots to show: the one asked for, else all training data, else the most.
+def chosen_shots(
+    asked: str,
+    known: Iterable[int | None],
+    scored: Iterable[int | None] = (),
+    elsewhere: Iterable[int] = (),
+) -> int | None:
+    """The number of shots to show.
+
+    Args:
+        asked: the parameter; empty: ``sizes.default_size``.
+        known: of the rows there are.
+        scored: of those rows that have a score: a default that was skipped would show nothing.
+        elsewhere: sizes of other probes. One of them means the default here, so that a visitor
+            who changes the probe need not change the shots first.
 
     Raises:
         ParameterError: there are no rows with that many shots.
@@ -151,11 +164,12 @@ def chosen_shots(asked: str, known: Iterable[int | None]) -> int | None:
     there = set(known)
     if asked:
         shots = _checked_number("shots", asked)
-        if shots not in there:
+        if shots in there:
+            return shots
+        if shots not in set(elsewhere):
             names = [str(k) for k in there if k is not None]
             raise ParameterError.of("number of shots", asked, names)
-        return shots
-    return None if None in there or not there else max(k for k in there if k is not None)
+    return default_size(set(scored) or there)
 
 
 def _checked(what: str, value: str, known: Sequence[str]) -> str:

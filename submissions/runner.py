@@ -8,15 +8,16 @@ where it was.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from math import lcm
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from ..benchmark import evaluate, predictions, splits
 from ..benchmark.cache import Extracted, FeatureCache
-from ..benchmark.errors import TomoprobeError
-from ..benchmark.features import DataIdentity, data_set_of, identify
+from ..benchmark.errors import TomoprobeError, UnknownNameError
+from ..benchmark.features import DataIdentity, data_set_of, device_name, identify
 from ..benchmark.types import Case, Probe, Task
 from ..leaderboard import db
 from ..leaderboard.records import StoredRow
@@ -56,6 +57,36 @@ class Outcome:
     model_shas: Mapping[str, str]
     """Of the encoders that could be loaded, by the name that was asked for, in their order."""
     failures: tuple[Failure, ...]
+
+
+class Shard(NamedTuple):
+    """One of several equal parts of a run, for machines that share nothing."""
+
+    number: int
+    """From 1."""
+    of: int
+
+    @classmethod
+    def parse(cls, text: str) -> Shard:
+        """From ``"2/4"``.
+
+        Raises:
+            UnknownNameError: anything else.
+        """
+        number, _, of = text.partition("/")
+        if not (number.isdecimal() and of.isdecimal() and 1 <= int(number) <= int(of)):
+            raise UnknownNameError(
+                f"'{text}' is no part of a run. Expected i/n with i from 1 to n, such as 2/4: the "
+                "second of four."
+            )
+        return cls(int(number), int(of))
+
+    def holds(self, index: int) -> bool:
+        """Whether the unit of that index (from 0) is in this part."""
+        return index % self.of == self.number - 1
+
+
+WHOLE = Shard(1, 1)
 
 
 class Reporter(Protocol):
@@ -101,6 +132,7 @@ def run(
     cache: FeatureCache,
     device: str,
     reporter: Reporter,
+    only: Mapping[str, Collection[str]] | None = None,
 ) -> Outcome:
     """Evaluate every encoder on every task with every probe that serves its kind.
 
@@ -112,6 +144,7 @@ def run(
         cache: of features.
         device: "cpu" or "cuda[:i]".
         reporter: told of every step.
+        only: names of the tasks that are done here, by encoder: see ``parts``. None: all.
 
     Returns:
         What ran, and the units that could not be done. A fault of one never stops the others.
@@ -126,6 +159,9 @@ def run(
     for opened in tasks:
         db.check_card(engine, _published_card(opened))
     for asked, load in encoders.items():
+        mine = [o for o in tasks if only is None or o.task.card.name in only[asked]]
+        if not mine:
+            continue
         try:
             encoder = load()
         except TomoprobeError as error:
@@ -133,7 +169,7 @@ def run(
             continue
         name = encoder.card.name
         model_shas[asked] = encoder.model_sha
-        for opened in tasks:
+        for opened in mine:
             card = opened.task.card
             todo = []
             for probe in probes:
@@ -166,6 +202,27 @@ def run(
                 else:
                     reporter.finished(name, card.name, probe.name, new=True)
     return Outcome(model_shas, tuple(failures))
+
+
+def parts(encoders: Sequence[str], tasks: Sequence[Task], shard: Shard) -> dict[str, set[str]]:
+    """Names of the tasks that a shard evaluates, by encoder.
+
+    Dealt out by (encoder, data set), so that no two shards extract the same features. Depends on
+    the order in which encoders and tasks are named: every machine is given the same.
+    """
+    data_sets = list(dict.fromkeys(data_set_of(task.card) for task in tasks))
+    n = len(data_sets)
+
+    def is_mine(e: int, task: Task) -> bool:
+        index = e * n + data_sets.index(data_set_of(task.card))
+        # shifted by one whenever the pattern would repeat: else one shard could get the largest
+        # data set of every encoder
+        return shard.holds(index + index // lcm(n, shard.of))
+
+    return {
+        encoder: {task.card.name for task in tasks if is_mine(e, task)}
+        for e, encoder in enumerate(encoders)
+    }
 
 
 def is_done(engine: Engine, encoder: LoadedEncoder, opened: OpenTask, probe: Probe) -> bool:
@@ -205,7 +262,7 @@ def _probe_and_store(
         cv=splits.uses_cv(card),
         subset=not opened.complete,
         seconds=round(features.seconds + time.perf_counter() - started, 3),
-        device=predictions.device_name(device),
+        device=device_name(device),
         software=predictions.software(),
         dataset_sha=opened.identity.dataset_sha,
         split_sha=opened.split_sha,
@@ -255,5 +312,6 @@ def rows_of(
             row.result.task,
             row.result.probe,
             row.result.metric,
+            row.result.shots or 0,
         ),
     )

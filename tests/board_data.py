@@ -8,9 +8,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import httpx
+import numpy as np
+import pandas as pd
 from sqlalchemy import Engine
 
+from tomoprobe.benchmark import evaluate
+from tomoprobe.benchmark.predictions import HEADLINE, Provenance, to_parquet
 from tomoprobe.benchmark.types import (
+    Budget,
     EncoderCard,
     Grid,
     Kind,
@@ -21,6 +26,7 @@ from tomoprobe.benchmark.types import (
 )
 from tomoprobe.leaderboard import db
 from tomoprobe.leaderboard.records import StoredRow
+from tomoprobe.leaderboard.settings import Current, Settings
 
 PARQUET = b"PAR1 predictions"
 
@@ -265,6 +271,81 @@ def _rows(name: str, card: TaskCard, level: float, k: int, t: int) -> list[Resul
         )
         for metric, (score, low, high) in numbers.items()
     ]
+
+
+# --- training on a few patients ------------------------------------------------------------------
+
+FEW_SHOT = Budget("patients per class", (1, 5, 20), draws=3)
+PERCENT = Budget("percent", (1, 10, 100), draws=3, area=True)
+
+BUDGETS = Settings(
+    probes={
+        "linear": Current(1),
+        "few_shot": Current(1, budget=FEW_SHOT),
+        "label_efficiency": Current(1, budget=PERCENT),
+    }
+)
+"""What a site knows of the probes."""
+
+NOT_ENOUGH = "class 'mass' has 12 training patients, 20 are needed"
+
+
+def add_curve(
+    engine: Engine,
+    model: str,
+    level: float,
+    card: TaskCard,
+    probe: str = "label_efficiency",
+    budget: Budget = PERCENT,
+    skipped: dict[str, str] | None = None,
+    n_test: int = 40,
+    cv: bool = False,
+    **changes: object,
+) -> None:
+    """Store a unit with true predictions, the better the higher the level and the size."""
+    rng = np.random.default_rng(len(model))
+    parts = []
+    # of the images: the same at every size and for every model
+    noise = np.random.default_rng(0).normal(size=n_test)
+    target = np.arange(n_test) % 2
+    for k, size in enumerate(s for s in budget.sizes if str(s) not in (skipped or {})):
+        for draw in range(1 if size == 100 and not cv else budget.draws):
+            signal = level * (0.4 + k / len(budget.sizes)) * (2 * target - 1)
+            p1 = 1 / (1 + np.exp(-(signal + noise + 0.3 * rng.normal(size=n_test))))
+            parts.append(
+                pd.DataFrame(
+                    {
+                        "repeat": draw,
+                        "fold": np.arange(n_test) // 2 % 5 if cv else 0,
+                        "refit": HEADLINE,
+                        "case": [f"c{i:03d}" for i in range(n_test)],
+                        "patient": [f"p{i:03d}" for i in range(n_test)],
+                        "target": target,
+                        "p0": 1 - p1,
+                        "p1": p1,
+                        "shots": size,
+                    }
+                )
+            )
+    row = replace(result(model, card.name, probe=probe, task_version=card.version), **changes)
+    named = {
+        name: getattr(row, name)
+        for name in Provenance.__dataclass_fields__
+        if name not in ("kind", "width", "cv", "area", "skipped")
+    }
+    about = Provenance(
+        **named, kind=card.kind, width=64, cv=cv, area=budget.area, skipped=skipped or {}
+    )
+    table = pd.concat(parts, ignore_index=True)
+    scores = evaluate.score(table, about)
+    add(engine, scores.results, card, flags=scores.flags, parquet=to_parquet(table, about))
+
+
+def fill_curves(engine: Engine, card: TaskCard = REAL_TASKS[0], models: int = 4) -> None:
+    """Two probes with a budget on one task; 20 patients per class cannot be drawn."""
+    for name, level in list(LEVELS.items())[:models]:
+        add_curve(engine, name, level, card)
+        add_curve(engine, name, level, card, "few_shot", FEW_SHOT, {"20": NOT_ENOUGH})
 
 
 # --- asking the site -----------------------------------------------------------------------------

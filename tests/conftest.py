@@ -6,12 +6,15 @@ import os
 # another.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.metadata import version
+from itertools import count
 from pathlib import Path
 
 import hypothesis
 import pytest
+
+from .postgres import Server
 
 # The same examples in every run, however slow the machine: a flaky check is a bug.
 hypothesis.settings.register_profile("tomoprobe", deadline=None, derandomize=True)
@@ -44,3 +47,36 @@ def data_root() -> Path:
     if not root.is_dir():
         pytest.skip(f"real data are not at {root}; set TOMOPROBE_DATA")
     return root
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Server]:
+    """A PostgreSQL server, started by the first test that asks for it."""
+    server = Server()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def new_url(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[str], str]:
+    """Gives the URL of a new database of a kind; ``postgresql`` starts the server."""
+    numbers = count()
+
+    def make(kind: str) -> str:
+        if kind == "sqlite":
+            return f"sqlite:///{tmp_path / f'board{next(numbers)}.db'}"
+        return request.getfixturevalue("postgres").new_url()
+
+    return make
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def kind(request: pytest.FixtureRequest) -> str:
+    """Both kinds of database, one after the other."""
+    return request.param
+
+
+@pytest.fixture
+def url(new_url: Callable[[str], str], kind: str) -> str:
+    """The URL of a new database: whatever asks for it runs on both kinds."""
+    return new_url(kind)

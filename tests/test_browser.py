@@ -11,9 +11,19 @@ from urllib.parse import parse_qsl, urlsplit
 import pytest
 import uvicorn
 
+from tomoprobe.leaderboard.settings import Current, Settings
 from tomoprobe.leaderboard.site import create_app
 
-from .board_data import LEVELS, REAL_TASKS, SMOKE_TASKS, fill, fresh, sha
+from .board_data import (
+    BUDGETS,
+    LEVELS,
+    REAL_TASKS,
+    SMOKE_TASKS,
+    fill,
+    fill_curves,
+    fresh,
+    sha,
+)
 
 pytestmark = pytest.mark.browser
 
@@ -27,7 +37,20 @@ ARGUMENTS = (
     "--disable-sync",
 )
 
-PAGES = ("/", "/tasks/sarcoma_ct_sex", f"/models/{sha('texture')}", "/nowhere")
+CURVES = "/tasks/adrenal_mnist3d?probe=label_efficiency"
+
+PAGES = (
+    "/",
+    "/?probe=few_shot&shots=20",
+    "/?probe=knn",
+    "/tasks/sarcoma_ct_sex",
+    CURVES,
+    f"/models/{sha('texture')}",
+    "/nowhere",
+)
+
+SETTINGS = Settings(probes={**BUDGETS.probes, "knn": Current(2)})
+"""With a probe whose results are all superseded."""
 
 TABLE = "table.board tbody th.model"
 
@@ -52,7 +75,9 @@ def address(tmp_path_factory) -> Iterator[str]:
     """A real server on a free port of this machine."""
     engine = fresh(tmp_path_factory.mktemp("board"))
     fill(engine)
-    server = uvicorn.Server(uvicorn.Config(create_app(engine), log_level="warning", ws="none"))
+    fill_curves(engine)
+    app = create_app(engine, SETTINGS)
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", ws="none"))
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
@@ -190,6 +215,45 @@ def test_the_model_stays_in_sight_when_the_table_is_scrolled(visit):
     assert last.is_visible()
 
 
+def test_a_visitor_compares_with_another_model_and_keeps_what_was_shown(visit):
+    page = visit(f"{CURVES}&shots=10")
+    page.select_option("select[name=against]", "texture")
+    page.click("#compared button")
+    page.wait_for_selector("h2:has-text('Compared with texture')")
+    asked = dict(parse_qsl(urlsplit(page.url).query))
+    assert asked == {"probe": "label_efficiency", "shots": "10", "against": sha("texture")}
+    page.select_option("select[name=shots]", "100 % of labels")
+    page.click("form[aria-label='What to show'] button")
+    page.wait_for_selector("h2:has-text('100 % of labels')")
+    assert "Compared with texture" in page.inner_text("#compared")
+
+
+def test_changing_the_probe_on_the_board_leaves_no_impossible_size_behind(visit):
+    page = visit("/?probe=label_efficiency&shots=10")
+    page.select_option("#filter-probe", "few_shot")
+    page.wait_for_selector("#count:has-text('few_shot probe, 5 patients per class')")
+    page.select_option("#filter-probe", "linear")
+    page.wait_for_selector("#count:has-text('linear probe')")
+    assert page.locator("#filter-shots").count() == 0
+
+
+@pytest.mark.parametrize("width", [360, 1280])
+def test_curves_stay_inside_their_picture_and_apart_from_the_labels_of_the_axis(visit, width):
+    page = visit(CURVES, width=width)
+    chart = page.locator("svg.chart", has=page.locator("g.curve")).first
+    box = chart.bounding_box()
+    marks = [m.bounding_box() for m in chart.locator(".marker, .range").all()]
+    assert len(marks) == 4 * 3 * 2 + 4  # models, sizes, interval and marker; the legend
+    for mark in marks:
+        assert box["x"] - 1 <= mark["x"] <= mark["x"] + mark["width"] <= box["x"] + box["width"] + 1
+        assert box["y"] - 1 <= mark["y"] <= mark["y"] + mark["height"] <= box["y"] + box["height"]
+    ranges = [m.bounding_box() for m in chart.locator(".range").all()]
+    labels = [t.bounding_box() for t in chart.locator("text.tick[text-anchor=start]").all()]
+    assert max(t["x"] + t["width"] for t in labels) < min(r["x"] for r in ranges)
+    names = chart.locator("text.label").all_text_contents()
+    assert names == list(LEVELS)[:4]
+
+
 # Text against the background it stands on, for every element that has text of its own:
 # relative luminance and contrast ratio as WCAG 2.2 defines them.
 CONTRASTS = """() => {
@@ -227,3 +291,27 @@ def test_text_has_the_contrast_that_wcag_aa_asks_for(visit, path, scheme):
     found = visit(path, color_scheme=scheme).evaluate(CONTRASTS)
     assert len(found) > 5
     assert [f for f in found if f[0] < 4.5] == []
+
+
+MARKS = """() => {
+  const chart = document.querySelector("svg.chart:has(g.curve)");
+  const paper = getComputedStyle(chart).getPropertyValue("--paper");
+  return [paper, ...[1, 2, 3, 4, 5, 6, 7, 8].map(
+    (i) => getComputedStyle(chart).getPropertyValue("--curve-" + i))];
+}"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_curves_have_the_contrast_that_wcag_aa_asks_of_graphics(visit, scheme):
+    paper, *colours = (_luminance(c) for c in visit(CURVES, color_scheme=scheme).evaluate(MARKS))
+    assert (paper > 0.5) == (scheme == "light")
+    for colour in colours:
+        darker, lighter = sorted((paper, colour))
+        assert (lighter + 0.05) / (darker + 0.05) >= 3
+
+
+def _luminance(colour: str) -> float:
+    """Relative luminance of ``#rrggbb``, as WCAG 2.2 defines it."""
+    parts = [int(colour.strip()[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [v / 12.92 if v <= 0.04045 else ((v + 0.055) / 1.055) ** 2.4 for v in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]

@@ -5,8 +5,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tomoprobe.benchmark.evaluate import SKIPPED
+from tomoprobe.benchmark.types import Change
 from tomoprobe.leaderboard.ranking import Column, Standing, average_ranks, standings
 from tomoprobe.leaderboard.records import Unit
+from tomoprobe.leaderboard.settings import Current
+from tomoprobe.leaderboard.versions import Versions
 
 from .board_data import result, sha, stored
 
@@ -224,3 +228,57 @@ def test_an_empty_cell_says_what_was_evaluated_instead(unit, reason):
 def test_a_board_without_tasks_lists_the_models_without_ranks():
     board = stand([], [], models=["a", "b"])
     assert {(s.done, s.mean_rank, s.place) for s in board.values()} == {(0, None, None)}
+
+
+# --- training sizes and versions ----------------------------------------------------------------
+
+REASON = "class 'mass' has 9 training patients, 20 are needed"
+
+
+def skipped(id: int, model: str, task: str = "t"):
+    return stored(id, result(model, task, None, shots=20), (f"{SKIPPED}{REASON}",))
+
+
+def test_a_skipped_size_says_its_reason_and_not_that_the_metric_is_undefined():
+    column = replace(T, shots=20)
+    cell = stand([skipped(1, "a")], [column])["a"].cells[0]
+    assert (cell.rank, cell.reason) == (None, f"{SKIPPED}{REASON}")
+
+
+def test_a_column_that_nobody_can_finish_does_not_count():
+    columns = [replace(T, shots=20), replace(T, task="v", shots=20)]
+    rows = [skipped(1, "a"), skipped(2, "b")]
+    rows += [stored(3, result("a", "v", 0.7, shots=20)), stored(4, result("b", "v", 0.6, shots=20))]
+    found = standings(rows, columns, [sha("a"), sha("b")])
+    assert found.counting == (False, True)
+    assert [s.mean_rank for s in found.rows] == [1, 2]
+    nothing = standings(rows[:2], columns[:1], [sha("a"), sha("b")])
+    assert nothing.total == 0
+    assert {(s.done, s.mean_rank, s.place) for s in nothing.rows} == {(0, None, None)}
+
+
+def test_an_older_row_stands_in_unranked_until_the_model_is_done_again():
+    versions = Versions({"t": Current(2, (Change(2, "relabelled"),))}, {"linear": Current(1)})
+    column = replace(T, version=2)
+    old, again = result("a", "t", 0.9), result("a", "t", 0.5, task_version=2)
+    other = stored(2, result("b", "t", 0.6, task_version=2))
+
+    def cells(*rows):
+        listed = standings(rows, [column], [sha("a"), sha("b")], versions=versions).rows
+        return {s.model_sha: s.cells[0] for s in listed}
+
+    before = cells(stored(1, old), other)
+    assert (before[sha("a")].row.result, before[sha("a")].rank) == (old, None)
+    assert before[sha("a")].superseded
+    assert before[sha("a")].reason.endswith("version 2 counts now: relabelled")
+    assert (before[sha("b")].rank, before[sha("b")].superseded) == (1, False)
+    after = cells(stored(1, old), other, stored(3, again))
+    assert (after[sha("a")].row.result, after[sha("a")].rank) == (again, 2)
+    assert not after[sha("a")].superseded
+
+
+def test_of_several_older_rows_the_newest_version_stands_in():
+    versions = Versions({"t": Current(3)}, {})
+    rows = [stored(k, result("a", "t", k / 10, task_version=k)) for k in (2, 1)]
+    (found,) = standings(rows, [replace(T, version=3)], [sha("a")], versions=versions).rows
+    assert found.cells[0].row.result.task_version == 2

@@ -89,3 +89,8 @@ def upgrade() -> None:
         unique=True,
     )
     op.create_index("results_by_question", "results", ["task", "probe", "metric"])
+
+
+def downgrade() -> None:
+    for table in ("results", "predictions", "tasks", "models"):  # what refers before what it needs
+        op.drop_table(table)
