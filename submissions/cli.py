@@ -1,13 +1,19 @@
 """The ``tomoprobe`` command. Heavy imports wait until a command needs them."""
 
 import os
+import shlex
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
 from ..benchmark.errors import TomoprobeError, UnknownNameError
+from .db_commands import Database, db_app
+
+if TYPE_CHECKING:
+    from .session import Session
 
 app = typer.Typer(
     name="tomoprobe",
@@ -25,14 +31,6 @@ DataRoot = Annotated[
         help="Folder that holds the data sets. May be read-only.",
     ),
 ]
-Database = Annotated[
-    str | None,
-    typer.Option(
-        "--db",
-        envvar="TOMOPROBE_DB",
-        help="Database URL, or path of a SQLite file. Default: a file in TOMOPROBE_HOME.",
-    ),
-]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Port = Annotated[int, typer.Option(help="Port of the board.")]
@@ -41,6 +39,7 @@ Host = Annotated[str, typer.Option(help="Address the board listens on.")]
 
 @app.command()
 def quickstart(
+    context: typer.Context,
     db: Database = None,
     serve: Annotated[bool, typer.Option(help="Serve the board afterwards.")] = True,
     host: Host = "127.0.0.1",
@@ -54,9 +53,9 @@ def quickstart(
     """
     from . import console, session
 
-    work = session.open_session(db, None, device)
+    work = _open(context, db, None, device)
     loaders, chosen, protocols = session.baselines(), session.suite("smoke"), session.probes(None)
-    with console.progress(len(loaders), chosen, protocols) as reporter:
+    with console.progress(list(loaders), chosen, protocols) as reporter:
         ran = session.evaluate(
             work,
             encoders=loaders,
@@ -76,6 +75,7 @@ def quickstart(
 
 @app.command()
 def evaluate(
+    context: typer.Context,
     encoder: Annotated[
         list[str],
         typer.Option(
@@ -113,6 +113,20 @@ def evaluate(
         bool, typer.Option("--subset", help="Accept an incomplete copy; its rows are marked.")
     ] = False,
     device: Device = "auto",
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder for summary.html, the curves and the rows. Default: a new one in "
+            "TOMOPROBE_HOME/runs."
+        ),
+    ] = None,
+    shard: Annotated[
+        str,
+        typer.Option(
+            help="i/n: only the i-th of n equal parts, for machines that share nothing; give "
+            "each the same encoders and tasks, then bring the files together by 'db merge'."
+        ),
+    ] = "1/1",
     dry_run: Annotated[
         bool,
         typer.Option("--dry-run", help="Print volumes, forwards, memory and time; store nothing."),
@@ -122,15 +136,17 @@ def evaluate(
 
     What is stored already for the same weights, images and sides is not computed again.
     """
-    from . import console, dry_runs, session, tables
+    from . import console, dry_runs, report, runner, session, tables
 
-    work = session.open_session(db, data_root, device)
+    part = runner.Shard.parse(shard)
+    started = datetime.now(UTC)
+    work = _open(context, db, data_root, device)
     chosen, protocols = session.tasks(task or [], suite), session.probes(probe)
     loaders = session.encoders(encoder, arguments, weights)
     if dry_run:
         tables.print_plan(dry_runs.plan(work, loaders, chosen, subset))
         return
-    with console.progress(len(loaders), chosen, protocols) as reporter:
+    with console.progress(list(loaders), chosen, protocols) as reporter:
         ran = session.evaluate(
             work,
             encoders=loaders,
@@ -139,22 +155,44 @@ def evaluate(
             subset=subset,
             reporter=reporter,
             json_file=json_file,
+            shard=part,
         )
-    console.print_scores(work, ran)
+    scores = console.print_scores(work, ran)
     if predictions:
         session.export_predictions(work, ran, predictions)
+    folder = out or session.run_folder(started)
+    console.print_summary(report.write_report(work, ran, folder, _command_line(), started, scores))
     _exit_with(ran.outcome.failures)
 
 
 @app.command()
-def recompute(db: Database = None) -> None:
+def recompute(context: typer.Context, db: Database = None) -> None:
     """Rebuild every stored score from its per-case predictions and compare to the last digit."""
     from . import session, tables
 
-    work = session.open_session(session.existing_database(db), None, "cpu")
+    work = _open(context, session.existing_database(db), None, "cpu")
     differing = tables.print_recomputed(session.recompute(work))
     if differing:
         raise typer.Exit(1)
+
+
+@app.command()
+def rescore(
+    context: typer.Context,
+    db: Database = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be done; change nothing.")
+    ] = False,
+) -> None:
+    """Bring scores of older task and probe versions up to today's.
+
+    What stored predictions allow is recomputed; what needs features is queued, and the board says
+    that it waits. The old rows stay, marked as superseded.
+    """
+    from . import session, tables
+
+    work = _open(context, session.existing_database(db), None, "cpu")
+    tables.print_rescored(session.rescore(work, dry_run), dry_run)
 
 
 @app.command()
@@ -225,6 +263,23 @@ def serve(db: Database = None, host: Host = "127.0.0.1", port: Port = 8000) -> N
     url = session.existing_database(db)
     console.print_address(host, port)
     session.serve(url, host, port)
+
+
+app.add_typer(db_app, name="db")
+
+
+def _open(context: typer.Context, db: str | None, data_root: Path | None, device: str) -> "Session":
+    """A session whose connections end with the command."""
+    from . import session
+
+    work = session.open_session(db, data_root, device)
+    context.call_on_close(work.engine.dispose)
+    return work
+
+
+def _command_line() -> str:
+    """As it was typed."""
+    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
 
 
 _INTERRUPTED = 130

@@ -1,201 +1,190 @@
-"""What a run prints: progress on stderr, scores on stdout."""
+"""What a run prints on stdout: its scores, in as many columns as the terminal has room for."""
 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich import box
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.measure import Measurement
 from rich.table import Table
 
-from ..benchmark import metrics, statistics
-from ..benchmark.splits import uses_cv
-from ..benchmark.types import Probe, Task, TaskCard
-from ..leaderboard.printing import NOTHING, interval_text, metric_title, plain, score_text
+from ..leaderboard.printing import (
+    NOTHING,
+    interval_text,
+    metric_title,
+    plain,
+    score_text,
+    signed_text,
+)
 from ..leaderboard.records import StoredRow
-from .terminal import err, out
+from .progress import progress
+from .scores import FLOOR, Line, RunScores, TaskScores, gather
+from .terminal import out
 
 if TYPE_CHECKING:
-    from .runner import Failure, OpenTask
     from .session import Ran, Session
 
-
-FLOOR = "intensity"
-"""The model that differences are taken against where it took part."""
+__all__ = ["print_address", "print_scores", "print_serve_hint", "print_summary", "progress"]
 
 
-# --- progress ----------------------------------------------------------------------------------
+def print_scores(work: Session, ran: Ran) -> RunScores:
+    """One table per task: models by score, probes as columns, paired differences to the floor.
 
-
-class _Bars:
-    """A bar for the run and one for the step in hand; see ``runner.Reporter``."""
-
-    def __init__(self, progress: Progress, units: int) -> None:
-        self._progress = progress
-        self._run = progress.add_task("preparing", total=units)
-        self._step = progress.add_task("", total=None, visible=False)
-
-    def opening(self, task: str) -> None:
-        self._progress.update(self._step, description=f"reading {task}", total=None, visible=True)
-
-    def extracting(self, encoder: str, task: str, done: int, total: int) -> None:
-        self._progress.update(self._run, description="evaluating")
-        self._progress.update(
-            self._step,
-            description=f"{encoder}: features of {task}",
-            completed=done,
-            total=total,
-            visible=True,
-        )
-
-    def probing(self, encoder: str, task: str, probe: str) -> None:
-        self._progress.update(
-            self._step, description=f"{encoder}: {probe} on {task}", total=None, visible=True
-        )
-
-    def finished(self, encoder: str, task: str, probe: str, new: bool) -> None:
-        self._progress.advance(self._run)
-
-    def failed(self, failure: Failure) -> None:
-        self._progress.advance(self._run)
-        where = escape(f"{failure.encoder} on {failure.task} ({failure.probe})")
-        err.print(f"[red]{where} failed:[/red] {escape(failure.reason)}")
-
-
-@contextmanager
-def progress(n_encoders: int, tasks: Sequence[Task], probes: Sequence[Probe]) -> Iterator[_Bars]:
-    """Progress bars for a run; plain when stderr is no terminal."""
-    units = n_encoders * sum(task.card.kind in probe.kinds for task in tasks for probe in probes)
-    columns = (
-        TextColumn("{task.description:<46}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=err, transient=True) as bars:
-        yield _Bars(bars, units)
-
-
-# --- scores ------------------------------------------------------------------------------------
-
-
-PRIMARY = "linear"
-"""The probe by which a table is sorted, and whose differences it shows, where it took part."""
-
-
-def print_scores(work: Session, ran: Ran) -> None:
-    """One table per task: models by score, probes as columns, paired differences to the floor."""
-    from .session import differences, rows_of
-
-    rows = rows_of(work, ran)
-    probes = sorted({row.result.probe for row in rows}, key=lambda name: (name != PRIMARY, name))
-    floor = ran.outcome.model_shas.get(FLOOR)
-    gaps = differences(work, ran, probes[0], floor) if floor and probes else {}
-    for opened in ran.tasks:
-        card = opened.task.card
-        mine = [r for r in rows if r.result.task == card.name and r.result.metric == card.metric]
-        if not mine:
-            continue
-        out.print(_score_table(card, mine, probes, gaps.get(card.name, {})))
-        for line in _footnotes(card, mine, opened.complete):
+    Returns:
+        What was shown, for ``report.write_report``: comparing takes a while.
+    """
+    found = gather(work, ran)
+    for scores in found.tasks:
+        out.print(_fitting(scores, found.compared))
+        for line in _footnotes(scores):
             out.print(f"[dim]{escape(line)}[/dim]")
         out.print()
-    if any(gaps.values()):
+    if found.compared:
         out.print(
-            f"[dim]{probes[0]} minus {FLOOR}: paired on the same patients, with its own 95 % "
+            f"[dim]{found.compared} minus {FLOOR}: paired on the same patients, with its own 95 % "
             "interval. * differs after Holm's adjustment over all differences shown.[/dim]"
         )
-    for text in dict.fromkeys(_estimand(opened) for opened in ran.tasks):
+    for text in found.estimands:
         out.print(f"[dim]{text}[/dim]")
-    complete = sum(not row.result.subset for row in rows)
-    out.print(f"{len(rows)} rows ({complete} on complete data) are in {escape(work.shown_url)}")
+    complete = sum(not row.result.subset for row in found.rows)
+    place = escape(work.shown_url)
+    out.print(f"{len(found.rows)} rows ({complete} on complete data) are in {place}")
+    return found
 
 
-def _estimand(opened: OpenTask) -> str:
-    return statistics.ESTIMANDS["cv" if uses_cv(opened.task.card) else "split"]
-
-
-def _footnotes(card: TaskCard, rows: Sequence[StoredRow], complete: bool) -> Iterator[str]:
+def _footnotes(scores: TaskScores) -> Iterator[str]:
     """What a reader of the table must know."""
-    flags = {flag: statistics.FLAGS[flag] for row in rows for flag in row.flags}
-    for number, flag in enumerate(sorted(flags), start=1):
-        yield f"{number}) {flags[flag]}"
-    if not complete:
+    for number, text in scores.main_footnotes:
+        yield f"{number}) {text}"
+    for column in scores.columns:
+        if skipped := scores.skipped(column.probe):
+            sizes = ", ".join(str(size) for size, _ in skipped)
+            yield f"{column.probe} could not be drawn at {sizes}: {scores.limit(column.probe)}"
+    if not scores.opened.complete:
         yield (
             "Subset: an incomplete copy; these rows are marked and never ranked beside complete "
             "ones."
         )
-    if card.note:
-        yield card.note
+    if scores.card.note:
+        yield scores.card.note
 
 
-def _score_table(
-    card: TaskCard,
-    rows: Sequence[StoredRow],
-    probes: Sequence[str],
-    gaps: Mapping[str, statistics.Difference],
-) -> Table:
-    higher = metrics.get(card.metric).higher_is_better
+# --- layout ------------------------------------------------------------------------------------
+
+_UNBOUNDED = 10_000
+"""Columns of a terminal on which everything fits: Rich measures no more than it has room for."""
+
+
+def _fitting(scores: TaskScores, compared: str) -> Table:
+    """The first layout that fits, so that no interval ever breaks.
+
+    Probes side by side; then with intervals below their scores; then probes below one another.
+    """
+    unbounded = out.options.update_width(_UNBOUNDED)
+    layouts = [
+        layout(scores, compared, between)
+        for layout in (_side_by_side, _below_one_another)
+        for between in (" ", "\n")
+    ]
+    fitting = (t for t in layouts if Measurement.get(out, unbounded, t).maximum <= out.width)
+    return next(fitting, layouts[-1])
+
+
+def _side_by_side(scores: TaskScores, compared: str, between: str) -> Table:
+    """A column per probe, and the spread and difference of the first."""
+    first = scores.columns[0].probe
+    table = _table(scores)
+    for column in scores.columns:
+        head = f"{column.probe}\n{column.size}" if column.size else column.probe
+        table.add_column(head, justify="right", no_wrap=True)
+    table.add_column("spread", justify="right", no_wrap=True)
+    gaps = compared == first
+    if gaps:
+        minus = f"{first}{between}minus {FLOOR}"
+        table.add_column(minus, justify="right", no_wrap=True)
+    for line in scores.lines:
+        cells = [_cell(scores, line.cells.get(column.probe), between) for column in scores.columns]
+        difference = [_difference(line, scores.card.metric, between)] if gaps else []
+        table.add_row(escape(line.model), *cells, _spread(line.cells.get(first)), *difference)
+    return table
+
+
+def _below_one_another(scores: TaskScores, compared: str, between: str) -> Table:
+    """A block of lines per probe."""
+    table = _table(scores)
+    table.padding, table.pad_edge = (0, 0, 0, 1), False  # 80 columns are enough then
+    table.add_column("score", justify="right", no_wrap=True)
+    table.add_column("spread", justify="right", no_wrap=True)
+    if compared:
+        table.add_column(f"minus{between}{FLOOR}", justify="right", no_wrap=True)
+    for column in scores.columns:
+        table.add_row(f"[bold]{column.probe}[/bold]", column.size)
+        for line in scores.lines:
+            row = line.cells.get(column.probe)
+            cells = [_cell(scores, row, between), _spread(row)]
+            if compared == column.probe:
+                cells.append(_difference(line, scores.card.metric, between))
+            table.add_row(f"  {escape(line.model)}", *cells)
+    return table
+
+
+def _table(scores: TaskScores) -> Table:
+    card = scores.card
     unit = f", {card.unit}" if card.unit else ""
-    direction = "higher" if higher else "lower"
+    direction = "higher" if scores.higher_is_better else "lower"
     table = Table(
         title=f"{card.name}: {metric_title(card.metric)}{unit} ({direction} is better), "
-        f"n={rows[0].result.n_test}",
+        f"n={scores.rows[0].result.n_test}",
         title_justify="left",
         title_style="bold",
         box=box.SIMPLE_HEAD,
     )
-    table.add_column("model", no_wrap=True)
-    first = probes[0]
-    for name in probes:
-        table.add_column(name, justify="right")
-    table.add_column("spread", justify="right")
-    if gaps:
-        table.add_column(f"{first} minus {FLOOR}", justify="right")
-    marks = sorted({flag for row in rows for flag in row.flags})
-    by_model: dict[str, dict[str, StoredRow]] = {}
-    for row in rows:
-        by_model.setdefault(row.result.model_sha, {})[row.result.probe] = row
-
-    def rank(cells: Mapping[str, StoredRow]) -> float:
-        score = cells[first].result.score if first in cells else None
-        return float("inf") if score is None else -score if higher else score
-
-    for sha, cells in sorted(by_model.items(), key=lambda item: rank(item[1])):
-        texts = [_cell(cells[n], marks) if n in cells else NOTHING for n in probes]
-        spread = cells[first].result.spread if first in cells else None
-        line = [
-            escape(next(iter(cells.values())).result.model),
-            *texts,
-            NOTHING if spread is None else plain(spread, 2),
-        ]
-        if gaps:
-            line.append(_difference(gaps.get(sha), card.metric))
-        table.add_row(*line)
+    table.add_column("model", overflow="fold")
     return table
 
 
-def _cell(row: StoredRow, marks: Sequence[str]) -> str:
+def _cell(scores: TaskScores, row: StoredRow | None, between: str) -> str:
+    if row is None:
+        return NOTHING
     r = row.result
-    interval = escape(interval_text(r.metric, r.score, r.low, r.high))
-    notes = ",".join(str(marks.index(flag) + 1) for flag in sorted(row.flags))
-    return f"{score_text(r.metric, r.score, r.low, r.high)} [dim]{interval} {notes}[/dim]".replace(
-        " [/dim]", "[/dim]"
-    )
+    interval = interval_text(r.metric, r.score, r.low, r.high)
+    value = score_text(r.metric, r.score, r.low, r.high)
+    return _with_interval(value, interval, scores.marks(row), between)
 
 
-def _difference(gap: statistics.Difference | None, metric: str) -> str:
+def _difference(line: Line, metric: str, between: str) -> str:
+    gap = line.gap
     if gap is None:
         return NOTHING
-    mark = " *" if gap.significant else ""
     interval = interval_text(metric, gap.delta, gap.low, gap.high)
-    sign = "+" if gap.delta > 0 else ""
-    value = score_text(metric, gap.delta, gap.low, gap.high)
-    return f"{sign}{value} [dim]{escape(interval)}[/dim]{mark}"
+    value = signed_text(metric, gap.delta, gap.low, gap.high)
+    return _with_interval(value, interval, "*" if gap.significant else "", between)
+
+
+def _with_interval(value: str, interval: str, marks: str, between: str) -> str:
+    """A score, its interval and its marks; what is empty leaves no blank."""
+    interval = f"[dim]{escape(interval)}[/dim]" if interval else ""
+    marks = f"[dim]{marks}[/dim]" if marks else ""
+    if between == "\n":  # marks beside the score: the interval decides the width
+        return "\n".join(filter(None, (" ".join(filter(None, (value, marks))), interval)))
+    return " ".join(filter(None, (value, interval, marks)))
+
+
+def _spread(row: StoredRow | None) -> str:
+    spread = None if row is None else row.result.spread
+    return NOTHING if spread is None else plain(spread, 2)
+
+
+def print_summary(page: Path) -> None:
+    """Where the summary of the run is."""
+    out.print(f"Summary: {escape(str(page))}", soft_wrap=True)
+
+
+# --- the board -----------------------------------------------------------------------------------
 
 
 def print_serve_hint(url: str) -> None:

@@ -18,7 +18,7 @@ from ..benchmark import evaluate, predictions, splits
 from ..benchmark.cache import Extracted, FeatureCache
 from ..benchmark.errors import TomoprobeError, UnknownNameError
 from ..benchmark.features import DataIdentity, data_set_of, device_name, identify
-from ..benchmark.types import Case, Probe, Task
+from ..benchmark.types import Case, Probe, Result, Task
 from ..leaderboard import db
 from ..leaderboard.records import StoredRow
 from ..tasks import open_cases
@@ -92,6 +92,14 @@ WHOLE = Shard(1, 1)
 class Reporter(Protocol):
     """Who is told how a run goes."""
 
+    def planned(self, plan: Mapping[str, Collection[str]]) -> None:
+        """What is done here: names of tasks by encoder, as it was asked for."""
+        ...
+
+    def loading(self, encoder: str) -> None:
+        """An encoder, as it was asked for, is being loaded; what follows is about it."""
+        ...
+
     def opening(self, task: str) -> None:
         """A task's cases are being found, counted and hashed."""
         ...
@@ -104,8 +112,10 @@ class Reporter(Protocol):
         """A probe starts."""
         ...
 
-    def finished(self, encoder: str, task: str, probe: str, new: bool) -> None:
-        """A unit is stored; ``new`` is False if it was there before."""
+    def finished(
+        self, encoder: str, task: str, probe: str, new: bool, results: Sequence[Result] = ()
+    ) -> None:
+        """A unit is stored; ``new`` is False if it was there before, and then without results."""
         ...
 
     def failed(self, failure: Failure) -> None:
@@ -162,6 +172,7 @@ def run(
         mine = [o for o in tasks if only is None or o.task.card.name in only[asked]]
         if not mine:
             continue
+        reporter.loading(asked)
         try:
             encoder = load()
         except TomoprobeError as error:
@@ -175,7 +186,7 @@ def run(
             for probe in probes:
                 if card.kind in probe.kinds:
                     if is_done(engine, encoder, opened, probe):
-                        reporter.finished(name, card.name, probe.name, new=False)
+                        reporter.finished(name, card.name, probe.name, False)
                     else:
                         todo.append(probe)
             if not todo:
@@ -196,11 +207,11 @@ def run(
             for probe in todo:
                 reporter.probing(name, card.name, probe.name)
                 try:
-                    _probe_and_store(engine, encoder, opened, probe, features, device)
+                    results = _probe_and_store(engine, encoder, opened, probe, features, device)
                 except TomoprobeError as error:
                     fail(name, card.name, probe.name, error)
                 else:
-                    reporter.finished(name, card.name, probe.name, new=True)
+                    reporter.finished(name, card.name, probe.name, True, results)
     return Outcome(model_shas, tuple(failures))
 
 
@@ -246,7 +257,7 @@ def _probe_and_store(
     probe: Probe,
     features: Extracted,
     device: str,
-) -> None:
+) -> Sequence[Result]:
     card = opened.task.card
     started = time.perf_counter()
     table = evaluate.predict(card, opened.cases, features.x, probe)
@@ -280,6 +291,7 @@ def _probe_and_store(
         parquet=predictions.to_parquet(table, provenance),
         flags=scores.flags,
     )
+    return scores.results
 
 
 def _published_card(opened: OpenTask) -> dict:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -17,6 +18,7 @@ from ..benchmark import probes as protocols
 from ..benchmark.budgets import budget_of, changes_of
 from ..benchmark.cache import FeatureCache
 from ..benchmark.errors import (
+    DataError,
     ProbeError,
     StorageError,
     TaskFileError,
@@ -29,11 +31,13 @@ from ..benchmark.types import Probe, Result, Task
 from ..leaderboard import db as database
 from ..leaderboard.records import StoredRow, Unit
 from ..leaderboard.settings import Current, Settings
+from ..leaderboard.storage_errors import shown
 from ..tasks import get as get_task
 from ..tasks import load_file, suites
 from ..tasks import names as task_names
-from . import architectures, runner
+from . import architectures, manifest, rescoring, runner
 from .baselines import names as known_baselines
+from .baselines import path as manifest_path
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -57,7 +61,7 @@ class Session:
     @property
     def shown_url(self) -> str:
         """The URL without its password."""
-        return make_url(self.url).render_as_string(hide_password=True)
+        return shown(make_url(self.url))
 
 
 def database_url(db: str | None) -> str:
@@ -110,6 +114,11 @@ def open_session(db: str | None, data_root: Path | None, device: str) -> Session
     )
 
 
+def run_folder(started: datetime) -> Path:
+    """Where a run's summary goes unless a folder is named."""
+    return cache_home() / "runs" / started.strftime("%Y-%m-%dT%H-%M-%SZ")
+
+
 def resolve_device(device: str) -> str:
     """``auto`` to the GPU where there is one.
 
@@ -132,8 +141,13 @@ def resolve_device(device: str) -> str:
 
 
 def baselines() -> dict[str, LoadEncoder]:
-    """Every baseline that ships, by name."""
-    return encoders(known_baselines(), None, None)
+    """Every baseline that needs nothing beyond this package's own requirements, by name."""
+    plain = [
+        name
+        for name in known_baselines()
+        if not architectures.constant(manifest.read(manifest_path(name)).architecture.name, "EXTRA")
+    ]
+    return encoders(plain, None, None)
 
 
 def encoders(
@@ -217,11 +231,13 @@ def evaluate(
     subset: bool,
     reporter: runner.Reporter,
     json_file: Path | None = None,
+    shard: runner.Shard = runner.WHOLE,
 ) -> Ran:
-    """Open the tasks, run all units, and write the rows as JSON Lines.
+    """Open the tasks, run all units (or the shard's), and write the rows as JSON Lines.
 
     Raises:
-        DataError: a task's data cannot be used; found before anything is computed.
+        DataError: the data of the one task cannot be used. Of several tasks those whose data
+            cannot be used are failures, told before anything is computed, and the rest goes on.
         ProbeError: no probe serves any of the tasks.
     """
     if not any(task.card.kind in probe.kinds for task in tasks for probe in probes):
@@ -230,12 +246,27 @@ def evaluate(
             f"No probe among {', '.join(p.name for p in probes)} serves the kind {kinds}: nothing "
             "would be computed. 'tomoprobe probes' says what each serves."
         )
-    opened = []
+    only = runner.parts(list(encoders), tasks, shard)
+    reporter.planned(only)
+    mine = set().union(*only.values())
+    opened: list[runner.OpenTask] = []
+    missing: list[runner.Failure] = []
     for task in tasks:
+        if task.card.name not in mine:  # another shard's: its data need not be here
+            continue
         reporter.opening(task.card.name)
-        opened.append(runner.open_task(task, work.data_root, subset))
+        try:
+            opened.append(runner.open_task(task, work.data_root, subset))
+        except DataError as error:  # of several tasks one may lack its data
+            if len(tasks) == 1:
+                raise
+            missing.append(runner.Failure("all", task.card.name, "all", str(error)))
+            reporter.failed(missing[-1])
     loaders = {name: partial(load, work.device) for name, load in encoders.items()}
-    outcome = runner.run(work.engine, loaders, opened, probes, work.cache, work.device, reporter)
+    outcome = runner.run(
+        work.engine, loaders, opened, probes, work.cache, work.device, reporter, only
+    )
+    outcome = replace(outcome, failures=(*missing, *outcome.failures))
     ran = Ran(outcome, opened, list(probes))
     if json_file:
         write_json_lines([row.result for row in rows_of(work, ran)], json_file)
@@ -362,6 +393,13 @@ def _key(row: Result) -> tuple:
         row.dataset_sha,
         row.split_sha,
     )
+
+
+def rescore(work: Session, dry_run: bool) -> Iterator[rescoring.Rescored]:
+    """Bring units of older versions up to today's tasks and probes; see ``rescoring``."""
+    cards = {name: get_task(name).card for name in task_names()}
+    probes = {name: protocols.get(name) for name in protocols.names()}
+    return rescoring.rescore(work.engine, cards, probes, dry_run)
 
 
 def serve(url: str, host: str, port: int) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import torch
 from torch import nn
-from torch.nn import functional
 
 from ..benchmark.types import EncoderCard
 
@@ -37,8 +36,8 @@ def restack(maps: torch.Tensor, batch: int, axis: int, stride: int) -> torch.Ten
     """
     stacked = maps.unflatten(0, (batch, -1)).transpose(1, 2)  # (B, C, n, h, w)
     if stride > 1:
-        size = (stride, 1, 1)
-        stacked = functional.avg_pool3d(stacked, size, size, ceil_mode=True)
+        # Not avg_pool3d: it refuses a volume of fewer slices than the stride.
+        stacked = torch.stack([group.mean(2) for group in stacked.split(stride, dim=2)], dim=2)
     return stacked.movedim(2, 2 + axis)
 
 

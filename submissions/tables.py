@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,6 +20,7 @@ from .terminal import out
 if TYPE_CHECKING:
     from ..benchmark.cache import CacheEntry
     from .dry_runs import Plan
+    from .rescoring import Rescored
     from .session import Recomputed
 
 
@@ -148,6 +150,31 @@ def print_plan(plans: Sequence[Plan]) -> None:
             for p in plans
         ],
     )
+
+
+def print_rescored(found: Iterable[Rescored], dry_run: bool) -> None:
+    """What became of every unit of an older version; what is to be done by hand last."""
+    counts = Counter[str]()
+    rows, waiting = [], {}
+    for one in found:
+        counts[one.fate] += 1
+        if one.fate == "unknown":
+            continue
+        rows.append((one.model, one.unit.task, one.unit.probe, one.fate, one.why))
+        if one.fate == "queued":
+            waiting.setdefault(one.model, set()).add(one.unit.task)
+    if rows:
+        _print("Older versions", ("model", "task", "probe", "what", "why"), rows)
+    did = "would be" if dry_run else "were"
+    out.print(f"{counts['rescored']} units {did} recomputed, {counts['queued']} {did} queued.")
+    if counts["unknown"]:
+        out.print(
+            f"{counts['unknown']} units of private tasks, or of probes that are gone, were left."
+        )
+    for model, tasks in sorted(waiting.items()):
+        names = " ".join(f"--task {task}" for task in sorted(tasks))
+        command = f"tomoprobe evaluate --encoder {model} {names}"
+        out.print(f"Features are needed: {escape(command)}", soft_wrap=True)
 
 
 def print_recomputed(rows: Iterable[Recomputed]) -> int:

@@ -64,11 +64,11 @@ class SwinUNETREncoder(nn.Module):
         self.blocks = blocks
         widths = [feature_size * 2**stage for stage in range(5)]  # f, 2 f, 4 f, 8 f, 16 f
         if blocks:
-            self.encoder1 = _block(channels, feature_size)
-            self.encoder2 = _block(widths[0], widths[0])
-            self.encoder3 = _block(widths[1], widths[1])
-            self.encoder4 = _block(widths[2], widths[2])
-            self.encoder10 = _block(widths[4], widths[4])
+            self.encoder1 = unetr_block(channels, feature_size)
+            self.encoder2 = unetr_block(widths[0], widths[0])
+            self.encoder3 = unetr_block(widths[1], widths[1])
+            self.encoder4 = unetr_block(widths[2], widths[2])
+            self.encoder10 = unetr_block(widths[4], widths[4])
             widths = [feature_size, *widths]
         self.strides = tuple(2**stage for stage in range(0 if blocks else 1, 6))
         self.unused = _DECODER if blocks else (*_DECODER, *_BLOCKS)
@@ -96,7 +96,8 @@ class SwinUNETREncoder(nn.Module):
         return _stages.pooled(self.maps(x), self.readout)
 
 
-def _block(channels_in: int, channels_out: int) -> UnetrBasicBlock:
+def unetr_block(channels_in: int, channels_out: int) -> UnetrBasicBlock:
+    """Two 3x3x3 convolutions with instance norm and a shortcut: (B, C_in, ...) -> (B, C, ...)."""
     return UnetrBasicBlock(
         spatial_dims=3,
         in_channels=channels_in,

@@ -1,0 +1,177 @@
+"""Pictures of a task's data for the summary of a run: three slices of a few cases, as PNG."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from ..benchmark.types import Case, TaskCard, Triple, Unit, Volume
+
+MOST = 4
+"""Cases per task: enough to see what is asked, few enough not to be waited for."""
+
+SIDE = 168
+"""Pixels of the longest side of the box: six tasks stay below 1 MB."""
+
+GREYS = 64
+"""Steps from black to white: hardly seen, and the files are a third smaller than with 256."""
+
+SOFT_TISSUE = (-160.0, 240.0)
+"""HU; level 40 and width 400, the usual setting for abdomen and muscle."""
+
+WIDE = (-1000.0, 400.0)
+"""HU; from air to dense bone, where a good part of the box is lung."""
+
+LUNG = (-950.0, -500.0)
+"""HU of aerated lung; air around the patient is below."""
+
+LUNG_SHARE = 0.15
+"""Of the box: above, a soft-tissue window would show mainly black."""
+
+PERCENTILES = (0.5, 99.5)
+"""What becomes black and white in images without a physical unit."""
+
+
+@dataclass(frozen=True)
+class View:
+    """One slice."""
+
+    plane: str
+    """``axial``, ``coronal`` or ``sagittal``."""
+    png: str
+    """As a data URI."""
+    width: int
+    """CSS pixels, as is ``height``: in proportion to mm, equal for the views of a case."""
+    height: int
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One case."""
+
+    case: str
+    target: str
+    views: tuple[View, ...]
+    """Empty where the image cannot be shown."""
+    shown: str
+    """Size of the box and gray scale, or why there is no picture."""
+
+
+def pictures(card: TaskCard, cases: Sequence[Case], most: int = MOST) -> list[Picture]:
+    """A few cases as the task shows them: its field of view, in mm, before any encoder.
+
+    A case that cannot be loaded becomes a picture without views: it never ends a run.
+
+    Args:
+        card: of the task.
+        cases: at least one.
+        most: pictures.
+    """
+    return [_picture(card, case) for case in _chosen(card, cases, most)]
+
+
+def _chosen(card: TaskCard, cases: Sequence[Case], most: int) -> list[Case]:
+    """The first of each class, the second of each, ...; of values, evenly from least to most."""
+    if card.kind == "regression":
+        rising = sorted(cases, key=lambda case: float(case.target))  # type: ignore[arg-type]
+        places = np.linspace(0, len(rising) - 1, min(most, len(rising))).round().astype(int)
+        return [rising[place] for place in places]
+    if card.kind != "classification":
+        return list(cases[:most])
+    turns: dict[object, int] = {}
+    queue = []
+    for place, case in enumerate(cases):
+        turns[case.target] = turns.get(case.target, 0) + 1
+        queue.append((turns[case.target], place))
+    first = [cases[place] for _, place in sorted(queue)[:most]]
+    return sorted(first, key=lambda case: int(case.target))  # type: ignore[arg-type]
+
+
+def _picture(card: TaskCard, case: Case) -> Picture:
+    target = _target(card, case)
+    try:
+        volume = case.load()
+        views, shown = _views(volume, card.field_of_view_mm)
+    except Exception as error:  # a task's own code can fail in any way; the scores stand
+        reason = f"no picture: {str(error) or type(error).__name__}"
+        return Picture(case.id, target, (), reason)
+    return Picture(case.id, target, views, shown)
+
+
+def _target(card: TaskCard, case: Case) -> str:
+    target = case.target
+    if isinstance(target, Path):
+        return "a mask"
+    if isinstance(target, tuple):
+        named = [name for name, there in zip(card.classes, target, strict=False) if there]
+        return ", ".join(named) or "none"
+    if card.kind == "classification":
+        return card.classes[int(target)]
+    return f"{float(target):.4g} {card.unit}".rstrip()
+
+
+def _views(volume: Volume, field_of_view_mm: Triple | None) -> tuple[tuple[View, ...], str]:
+    box = _box(volume, field_of_view_mm)
+    low, high, how = _gray_scale(volume.unit, box)
+    gray = np.clip((box - low) / max(high - low, 1e-12), 0, 1) * (GREYS - 1)
+    gray = np.rint(np.rint(gray) * (255 / (GREYS - 1))).astype(np.uint8)
+    mm = [n * s for n, s in zip(box.shape, volume.spacing, strict=True)]
+    x, y, z = (n // 2 for n in box.shape)
+    # as radiologists hang them: the patient's right on the left, or looking to the left; upright
+    slices = {
+        "axial": (gray[:, :, z], mm[0], mm[1]),
+        "coronal": (gray[:, y, :], mm[0], mm[2]),
+        "sagittal": (gray[x, :, :], mm[1], mm[2]),
+    }
+    scale = SIDE / max(mm)
+    views = tuple(
+        _view(plane, np.ascontiguousarray(values.T[::-1, ::-1]), width * scale, height * scale)
+        for plane, (values, width, height) in slices.items()
+    )
+    size = " × ".join(f"{length:.0f}" for length in mm)
+    channels = f", channel 1 of {len(volume.voxels)}" if len(volume.voxels) > 1 else ""
+    return views, f"{size} mm, {how}{channels}"
+
+
+def _box(volume: Volume, field_of_view_mm: Triple | None) -> np.ndarray:
+    """The first channel in the task's central box, (X, Y, Z), as far as the image reaches."""
+    image = volume.voxels[0]
+    if field_of_view_mm is None:
+        return image
+    parts = []
+    for n, spacing, length in zip(image.shape, volume.spacing, field_of_view_mm, strict=True):
+        kept = min(n, max(1, round(length / spacing)))
+        start = (n - kept) // 2
+        parts.append(slice(start, start + kept))
+    return image[tuple(parts)]
+
+
+def _gray_scale(unit: Unit, box: np.ndarray) -> tuple[float, float, str]:
+    """What is black, what is white, and how that is called."""
+    if unit == "relative":
+        return 0.0, 1.0, "0 to 1"
+    if unit == "HU":
+        lung = np.mean((box > LUNG[0]) & (box < LUNG[1]))
+        low, high = WIDE if lung > LUNG_SHARE else SOFT_TISSUE
+        return low, high, f"{low:.0f} to {high:.0f} HU".replace("-", "−")
+    low, high = np.percentile(box, PERCENTILES)
+    return float(low), float(high), f"percentiles {PERCENTILES[0]:g} to {PERCENTILES[1]:g}"
+
+
+def _view(plane: str, values: np.ndarray, width: float, height: float) -> View:
+    """A slice as PNG with at most the pixels it is shown with; the page stretches small ones."""
+    shown = max(1, round(width)), max(1, round(height))
+    image = Image.fromarray(values)
+    pixels = min(shown[0], image.width), min(shown[1], image.height)
+    if pixels != image.size:
+        image = image.resize(pixels, Image.Resampling.BOX)
+    file = io.BytesIO()
+    image.quantize(GREYS).save(file, "PNG", optimize=True)
+    data = base64.b64encode(file.getvalue()).decode()
+    return View(plane, f"data:image/png;base64,{data}", *shown)
