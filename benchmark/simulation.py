@@ -271,8 +271,11 @@ def cell(n: int, width: int, auroc: float, studies: int, seed: int) -> list[Row]
 def smoothed(rows: list[Row]) -> list[Row]:
     """Fill in the factors: a polynomial in log n, log width and AUROC through the simulated ones.
 
-    Weighted least squares of the logarithms. It misses the simulated factors by no more than
-    their Monte Carlo error (chi-square per degree of freedom about 1) and is three times as exact.
+    Weighted least squares of the logarithms: twice as exact as the cells, and off by little more
+    than their Monte Carlo error (chi-square per degree of freedom 1.2 for scores, 1.0 for
+    differences). What is left for scores are steps where a cell's penalty changes (0.1 to 1
+    between AUROC 0.90 and 0.95 at 51 patients and 32 features), which the probe, choosing per
+    fold, does not make.
     """
     filled = []
     for of in ("score", "difference"):
@@ -281,7 +284,9 @@ def smoothed(rows: list[Row]) -> list[Row]:
             np.array([getattr(row, name) for row in mine]) for name in ("n", "width", "auroc")
         )
         u, v, a = np.log(n / 77), np.log(width / 256), (auroc - 0.75) / 0.25
-        terms = (u**0, u, v, u * u, u * v, a, a**2, a**3, u * a, u * a**2, v * a)
+        terms = [u**0, u, v, u * u, u * v, v * v, a, a**2, a**3]
+        terms += [u * a, u * u * a, u * a**2, u * a**3, v * a, v * v * a, v * a**2, v * a**3]
+        terms += [u * v * a]
         x = np.stack(terms, axis=1)
         simulated = np.array([row.simulated for row in mine])
         weight = simulated / np.array([row.error for row in mine])

@@ -16,9 +16,9 @@ from ..benchmark.errors import ManifestError
 
 logger = logging.getLogger(__name__)
 
-PREFIXES = ("module.", "backbone.", "_orig_mod.")
-"""What wrappers put before a network's own keys: DataParallel, self-supervised frameworks, and
-``torch.compile``."""
+PREFIXES = ("module.", "_orig_mod.", "backbone.", "encoder.", "model.", "teacher.", "student.")
+"""What wrappers put before a network's own keys: DataParallel, ``torch.compile``, and the training
+code of self-supervision; in any order and number."""
 
 _COUNTER = "num_batches_tracked"
 """Batch norm counts training batches in it; features never depend on it, and old files lack it."""
@@ -29,10 +29,12 @@ _SHOWN = 5
 def load_into(network: nn.Module, path: Path, unused: Iterable[str] = ()) -> None:
     """Fill a network from a safetensors file; all of it or nothing.
 
-    Every tensor of the network has to be in the file, with the same shape. Tensors in the file that
-    the network has not are refused, but for those that match ``unused``. Floating point tensors of
-    any precision are taken as float32; integer tensors are part of the network's construction and
-    have to be equal.
+    Every tensor of the network has to be in the file, with the same shape; `PREFIXES` may stand
+    before its key. Where both of a self-distilled pair fit, the teacher is taken, as the features
+    of DINO are (Caron et al., arXiv 2104.14294, section 3.1). Tensors in the file that the network
+    has not are refused, but for those that match ``unused``. Floating point tensors of any
+    precision are taken as float32; integer tensors are part of the network's construction and have
+    to be equal.
 
     Args:
         network: changed in place.
@@ -115,19 +117,16 @@ def _match(
     """The key in the file of each of the network's keys, wrappers' prefixes removed."""
     found: dict[str, str] = {}
     unexpected: list[str] = []
-    for key in sorted(tensors):
-        name = key
-        # A network may itself have a part called 'backbone': what fits as it is stays as it is.
-        while name not in wanted and not ignore.match(name):
-            prefix = next((p for p in PREFIXES if name.startswith(p)), None)
-            if prefix is None:
-                break
-            name = name.removeprefix(prefix)
+    bare = {key: _bare(key, wanted, ignore) for key in sorted(tensors)}
+    taught = any(name in wanted and _from(key, name, "teacher.") for key, name in bare.items())
+    for key, name in bare.items():
+        if taught and _from(key, name, "student."):
+            continue  # not even where the teacher lacks something: that would mix two networks
+        if name in found:
+            raise ManifestError(
+                f"'{path}' holds '{name}' twice, as '{found[name]}' and as '{key}'. Keep one."
+            )
         if name in wanted:
-            if name in found:
-                raise ManifestError(
-                    f"'{path}' holds '{name}' twice, as '{found[name]}' and as '{key}'. Keep one."
-                )
             found[name] = key
         elif not ignore.match(name):
             unexpected.append(key)
@@ -143,6 +142,21 @@ def _match(
             f"{' and '.join(parts)}. Check the architecture and its arguments."
         )
     return found
+
+
+def _bare(key: str, wanted: Mapping[str, torch.Tensor], ignore: re.Pattern[str]) -> str:
+    """A key without its wrappers' prefixes, or as far as they go."""
+    # A network may itself have a part called 'backbone': what fits as it is stays as it is.
+    while key not in wanted and not ignore.match(key):
+        prefix = next((p for p in PREFIXES if key.startswith(p)), None)
+        if prefix is None:
+            break
+        key = key.removeprefix(prefix)
+    return key
+
+
+def _from(key: str, name: str, wrapper: str) -> bool:
+    return wrapper in key.removesuffix(name)
 
 
 def _fitting(name: str, given: torch.Tensor, wanted: torch.Tensor, path: Path) -> torch.Tensor:

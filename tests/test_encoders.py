@@ -24,10 +24,15 @@ GRID = (48, 56, 48)
 
 # Small enough to run in a moment; an architecture that needs no help is not listed.
 SMALL = {
+    "anatomix": {"width": 4, "downs": 2},
+    "braindino": {"patch": 8, "dim": 16, "depth": 4, "heads": 2, "layer_scale": 1.0},
+    "coralbay": {"feature_size": 12, "depths": [1, 1, 1, 1], "window_size": 4},
+    "cspr": {"layers": [1, 1, 1, 1], "base_channels": 4},
     "resnet": {"layers": [1, 1, 1, 1], "block_inplanes": [4, 8, 8, 16], "conv1_t_stride": 2},
     "segresnet": {"blocks_down": [1, 1, 1]},
     "slices": {"layers": [1, 1, 1, 1], "block_inplanes": [4, 8, 8, 16], "conv1_t_stride": 2},
     "swin_unetr": {"feature_size": 12, "depths": [1, 1, 1, 1], "window_size": 4},
+    "vismae": {"embed_dim": 8, "depths": [1, 2, 1, 2], "num_heads": [1, 2, 4, 8], "window": 4},
     "vit": {
         "patch_size": 8,
         "hidden_size": 24,
@@ -348,6 +353,8 @@ def test_restacked_slices_lie_where_they_were_cut(axis):
 
 # --- MONAI's weights ----------------------------------------------------------------------------
 
+OF_MONAI = ("resnet", "segresnet", "slices", "swin_unetr", "vit")
+
 
 def monai_network(name):
     """The plain MONAI network that an architecture takes its weights from, and its own maps."""
@@ -379,8 +386,8 @@ def weights_file(path, state, prefix=""):
     return path
 
 
-@pytest.mark.parametrize("prefix", ["", "module.", "module._orig_mod.backbone."])
-@pytest.mark.parametrize("name", sorted(SMALL))
+@pytest.mark.parametrize("prefix", ["", "module._orig_mod.backbone.", "teacher.model.encoder."])
+@pytest.mark.parametrize("name", OF_MONAI)
 def test_a_monai_state_dict_loads_and_computes_what_monai_computes(tmp_path, name, prefix):
     network = monai_network(name)
     file = weights_file(tmp_path / "w.safetensors", network.state_dict(), prefix)
@@ -444,6 +451,23 @@ def test_the_file_around_the_weights_is_not_part_of_the_identity(tmp_path):
     state["conv1.weight"] = state["conv1.weight"] + 1
     third = weights_file(tmp_path / "c.safetensors", state)
     assert load("resnet", arguments=given, weights=third).model_sha != one.model_sha
+
+
+def test_of_a_self_distilled_pair_the_teacher_is_taken(tmp_path, caplog):
+    state = monai_network("resnet").state_dict()
+    pair = {f"student.backbone.{k}": v + 1 for k, v in state.items()}
+    pair |= {f"teacher.backbone.{k}": v for k, v in state.items()}
+    given = arguments_of("resnet", seed=None)
+    with caplog.at_level("INFO"):
+        both = load(
+            "resnet", arguments=given, weights=weights_file(tmp_path / "a.safetensors", pair)
+        )
+    assert "student.backbone.bn1.bias" in caplog.text
+    alone = load("resnet", arguments=given, weights=weights_file(tmp_path / "b.safetensors", state))
+    assert both.model_sha == alone.model_sha
+    del pair["teacher.backbone.bn1.bias"]  # and never a part of each
+    with pytest.raises(ManifestError, match="1 missing"):
+        load("resnet", arguments=given, weights=weights_file(tmp_path / "c.safetensors", pair))
 
 
 # --- bad weights --------------------------------------------------------------------------------
@@ -543,6 +567,18 @@ def test_a_baseline_takes_no_arguments():
         ("swin_unetr", {"feature_size": 16}, "feature_size"),
         ("swin_unetr", {"num_heads": [5, 6, 12, 24]}, "num_heads"),
         ("swin_unetr", {"blocks": True, "shape": [32, 32, 32]}, "single voxel"),
+        ("coralbay", {"merging": "mergingv2"}, "merging"),
+        ("coralbay", {"shape": [32, 32, 32]}, "single voxel"),
+        ("coralbay", {"num_heads": [5, 6, 12, 24]}, "num_heads"),
+        ("coralbay", {"blocks": False, "readout": "concat_six"}, "readout"),
+        ("anatomix", {"shape": [48, 54, 48]}, "multiples of 4"),
+        ("anatomix", {"downs": 5, "shape": [32, 64, 64]}, "from 64 on"),
+        ("braindino", {"shape": [48, 50, 47]}, "48 x 50"),
+        ("braindino", {"dim": 20}, "dim"),
+        ("braindino", {"channels": 2}, "channels"),
+        ("braindino", {"rope": "fp16"}, "rope"),
+        ("vismae", {"num_heads": [5, 6, 12, 24]}, "num_heads"),
+        ("vismae", {"region": True}, "region"),
         ("vit", {"shape": [48, 50, 48]}, "multiple of"),
         ("vit", {"cls_token": False, "readout": "cls"}, "cls_token"),
         ("vit", {"num_heads": 5}, "num_heads"),

@@ -30,9 +30,7 @@ class RotaryEmbedding(nn.Module):
     def __init__(self, head_dim: int, dtype: torch.dtype) -> None:
         super().__init__()
         self.dtype = dtype
-        count = (
-            head_dim // 4
-        )  # of periods: half of the pairs turn with the row, half with the column
+        count = head_dim // 4  # half of the pairs turn with the row, half with the column
         periods = BASE ** (torch.arange(count) / count)
         self.register_buffer("periods", periods.to(torch.bfloat16))
 
@@ -76,7 +74,7 @@ class Attention(nn.Module):
         """(N, tokens, D) -> (N, tokens, D)."""
         qkv = self.qkv(x).unflatten(-1, (3, self.heads, -1))
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (N, heads, tokens, D / heads)
-        q, k = _rotate(q, rope), _rotate(k, rope)
+        q, k = rotate(q, rope), rotate(k, rope)
         x = functional.scaled_dot_product_attention(q, k, v)
         return self.proj(x.transpose(1, 2).flatten(2))
 
@@ -113,7 +111,7 @@ class Block(nn.Module):
         return x + self.ls2(self.mlp(self.norm2(x)))
 
 
-def _rotate(x: torch.Tensor, rope: Rope) -> torch.Tensor:
+def rotate(x: torch.Tensor, rope: Rope) -> torch.Tensor:
     """(N, heads, tokens, d): turn the pairs (i, i + d / 2) of the patch tokens, which come last.
 
     All tokens pass through the type that the angles are in, the others unturned.

@@ -12,8 +12,8 @@ from monai.networks.nets.resnet import ResNet
 from pydantic import Field
 
 from ...benchmark.types import Shape
-from ..slice_adapter import CHUNK, restack, slices
 from . import _stages
+from ._slices import Slicewise
 
 VERSION = 1
 SUMMARY = "MONAI ResNet, 2D, on the slices along an axis; mean over slices, maps restacked."
@@ -25,7 +25,7 @@ Odd = Literal[1, 3, 5, 7, 9, 11]
 """An even kernel would shift the maps by half a pixel."""
 
 
-class SliceResNet(ResNet):
+class SliceResNet(Slicewise, ResNet):
     """A 2D ResNet that answers for volumes."""
 
     unused = (r"fc\.",)
@@ -60,25 +60,13 @@ class SliceResNet(ResNet):
         self.strides = tuple(first * 2**stage for stage in range(4))
         self.width = _stages.width(block_inplanes, readout)
 
-    def embed(self, x: torch.Tensor) -> torch.Tensor:
-        """(B, C, X, Y, Z) -> (B, F): each slice is read out alone, then slices are averaged."""
-        read = [_stages.pooled(self._plane(c), self.readout) for c in self._chunks(x)]
-        return torch.cat(read).unflatten(0, (x.shape[0], -1)).mean(1)
+    def read(self, images: torch.Tensor) -> torch.Tensor:
+        """(N, C, h, w) -> (N, F)."""
+        return _stages.pooled(self.planes(images), self.readout)
 
-    def maps(self, x: torch.Tensor) -> list[torch.Tensor]:
-        """(B, C, X, Y, Z) -> four maps (B, C_i, x, y, z) at `strides`."""
-        stages = zip(*(self._plane(c) for c in self._chunks(x)), strict=True)
-        return [
-            restack(torch.cat(parts), x.shape[0], self.axis, stride)
-            for parts, stride in zip(stages, self.strides, strict=True)
-        ]
-
-    def _chunks(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return slices(x, self.axis).split(CHUNK)
-
-    def _plane(self, x: torch.Tensor) -> list[torch.Tensor]:
+    def planes(self, images: torch.Tensor) -> list[torch.Tensor]:
         """(N, C, h, w) -> the four stages of the 2D network."""
-        x = self.act(self.bn1(self.conv1(x)))
+        x = self.act(self.bn1(self.conv1(images)))
         if not self.no_max_pool:
             x = self.maxpool(x)
         found: list[torch.Tensor] = []
