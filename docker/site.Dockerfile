@@ -7,7 +7,7 @@ COPY benchmark benchmark
 COPY tasks tasks
 COPY leaderboard leaderboard
 COPY submissions submissions
-RUN pip install -c constraints.txt . \
+RUN pip install -c constraints.txt '.[postgres]' \
     && useradd --create-home --uid 1000 tomoprobe \
     && mkdir /data && chown tomoprobe /data
 USER tomoprobe

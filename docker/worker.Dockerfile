@@ -8,7 +8,7 @@ COPY tasks tasks
 COPY leaderboard leaderboard
 COPY submissions submissions
 # the default build of torch carries its CUDA libraries with it
-RUN pip install -c constraints.txt . \
+RUN pip install -c constraints.txt '.[postgres]' \
     && useradd --create-home --uid 1000 tomoprobe \
     && mkdir /data && chown tomoprobe /data
 USER tomoprobe
