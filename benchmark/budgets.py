@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -63,8 +64,10 @@ def plan(card: TaskCard, cases: Sequence[Case], budget: Budget) -> Plan:
     supports: list[Support] = []
     skipped: dict[int, str] = {}
     patient = np.array([case.patient for case in cases])
-    # the class of a patient is that of his first case; values have no classes
-    classes = {case.patient: _class(card, case) for case in reversed(cases)}
+    # values have no classes: there all patients are of one
+    classes: dict[str, set[int]] = defaultdict(set)
+    for case in cases:
+        classes[case.patient].add(_class(card, case))
     for size in budget.sizes:
         try:
             supports += list(_draws(card, cases, patient, classes, budget, size))
@@ -81,7 +84,7 @@ def _draws(
     card: TaskCard,
     cases: Sequence[Case],
     patient: np.ndarray,
-    classes: Mapping[str, int],
+    classes: Mapping[str, Collection[int]],
     budget: Budget,
     size: int,
 ) -> Iterator[Support]:
@@ -104,19 +107,21 @@ def _patients(
     card: TaskCard,
     draw: int,
     pool: Sequence[str],
-    classes: Mapping[str, int],
+    classes: Mapping[str, Collection[int]],
     budget: Budget,
     size: int,
 ) -> list[str]:
     """The patients of one support.
 
+    A patient with cases of several classes is drawn for each of them, so that a class can get
+    more patients than asked for, never fewer.
+
     Raises:
         PatientError: a class has too few; the message is what the board shows.
     """
-    labels = [classes[p] for p in pool]
     chosen: list[str] = []
     for label in range(max(1, len(card.classes))):
-        members = [p for p, y in zip(pool, labels, strict=True) if y == label]
+        members = [p for p in pool if label in classes[p]]
         if budget.unit == "percent":
             k, least = round(size / 100 * len(members)), FEWEST
             asked = f"{size} % of them are {k}, at least {FEWEST} are needed"

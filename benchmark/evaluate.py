@@ -90,10 +90,11 @@ def _predict_on_budget(
 
     planned = plan(card, cases, budget)
     if not planned.supports:
+        easiest = max(budget.sizes) if budget.unit == "percent" else min(budget.sizes)
         raise ProbeError(
             f"'{probe.name}' cannot be fitted on '{card.name}': "
-            f"{'; '.join(dict.fromkeys(planned.skipped.values())) or 'there is no test patient'}. "
-            "Use a larger part of the data set."
+            f"{planned.skipped.get(easiest, 'there is no test patient')}. Use a larger part of the "
+            "data set."
         )
     parts = []
     for support in planned.supports:

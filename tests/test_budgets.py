@@ -112,6 +112,14 @@ def test_every_class_has_exactly_k_patients_with_all_their_cases() -> None:
         assert sorted(s.train) == in_train
 
 
+def test_a_patient_with_images_of_both_classes_counts_for_both() -> None:
+    both = [replace(c, patient=f"p{i // 2}") for i, c in enumerate(cases())]
+    drawn = plan(CARD, both, replace(PER_CLASS, sizes=(1, 5))).supports
+    for s in drawn:
+        assert len({both[i].patient for i in s.train}) == s.size
+        assert Counter(both[i].target for i in s.train) == {0: s.size, 1: s.size}
+
+
 def test_draws_differ_and_a_new_patient_can_only_push_one_out() -> None:
     budget = replace(PER_CLASS, sizes=(5,))
     before = plan(CARD, cases(), budget).supports
