@@ -117,19 +117,20 @@ def label_shares(
     shares: dict[str, LabelShare] = {}
     for name, (other_table, other) in _paired(reference, stored):
         ours = curve(other_table, metric)
-        factor = 1.0
+        factor, flags = 1.0, statistics.few(metric, theirs.who)
         if provenance.cv:
             width = max(provenance.width, other.width)
             scores = tuple(float(c.runs[full].once.mean()) for c in (ours, theirs))
             n_classes = theirs.n_classes
-            factor, _ = statistics.cv_factor(
+            factor, flags = statistics.cv_factor(
                 "difference", metric, n_classes, theirs.who, width, scores
             )
+            flags = tuple(dict.fromkeys((*flags, "uncalibrated")))  # not simulated for budgets
         share = learning_curves.label_share(
             metric, ours.runs, theirs.runs[full], theirs.who.n_patients, factor
         )
         if share is not None:
-            shares[name] = share
+            shares[name] = replace(share, flags=flags)
     return shares
 
 

@@ -11,6 +11,7 @@
     ├── ManifestError          a manifest or its weights that break the contract
     ├── EncoderError           an encoder that misbehaves: NaN, width, batch, buffers
     ├── ProbeError             a probe that cannot be fitted on these features
+    ├── TrainingError          a pretraining that diverged, or that is not its checkpoint's
     └── StorageError           disk full, folder read-only, database locked or too new
 
 Each message says what was wrong, what was expected and what to do. The command line prints the
@@ -75,6 +76,10 @@ class EncoderError(TomoprobeError):
 
 class ProbeError(TomoprobeError):
     """A probe cannot be fitted on these features."""
+
+
+class TrainingError(TomoprobeError):
+    """A pretraining cannot go on."""
 
 
 class StorageError(TomoprobeError):

@@ -10,10 +10,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from .intervals import LEVEL, Difference, Interval, difference, interval
+from .intervals import DEFINED, LEVEL, Difference, Interval, difference, interval
 from .metrics import Metric
-from .resampling import Sample, seed_draws
-from .statistics import crossed, cv_factor, few
+from .resampling import Sample
+from .statistics import crossed, cv_factor, few, mean_of_drawn
 
 
 @dataclass(frozen=True)
@@ -139,6 +139,8 @@ class LabelShare:
     """The least percentage that was tried: a share that equals it may be less."""
     largest: int
     """The greatest; a curve that stays below is ``inf``."""
+    flags: tuple[str, ...] = ()
+    """Reasons to be careful: keys of ``statistics.FLAGS``."""
 
 
 def label_share(
@@ -170,35 +172,21 @@ def label_share(
     sign = 1 if metric.higher_is_better else -1
     wider = factor * np.sqrt(n_patients / max(1, n_patients - 1))
 
-    def moved(found: Runs) -> tuple[float, np.ndarray]:
-        """The score, and that of every draw, spread as widely as patients are."""
-        score = float(found.once.mean())
-        draws = _mean_of_drawn(found, seed)
-        return sign * score, sign * (score + wider * (draws - draws.mean()))
-
-    curve = [moved(ours[size]) for size in sizes]
-    level, levels = moved(theirs)
-    heights = np.array([[score] for score, _ in curve])  # (sizes, 1)
-    drawn = np.stack([draws for _, draws in curve])  # (sizes, B)
-    if not (np.isfinite(heights).all() and np.isfinite(level)):
+    points = [*(ours[size] for size in sizes), theirs]
+    scores = sign * np.array([[float(runs.once.mean())] for runs in points])  # (sizes + 1, 1)
+    drawn = sign * np.stack([mean_of_drawn(runs.drawn, seed) for runs in points])
+    usable = np.isfinite(drawn).all(0)
+    if not np.isfinite(scores).all() or usable.mean() < DEFINED:
         return None
-    usable = np.isfinite(drawn).all(0) & np.isfinite(levels)
-    if not usable.any():
-        return None
-    share = float(_crossing(sizes, _monotone(heights), np.array([level]))[0])
-    shares = _crossing(sizes, _monotone(drawn[:, usable]), levels[usable])
+    drawn = drawn[:, usable]
+    drawn = scores + wider * (drawn - drawn.mean(1, keepdims=True))  # spread as patients are
+    heights, level = scores[:-1], scores[-1]
+    share = float(_crossing(sizes, _monotone(heights), level)[0])
+    shares = _crossing(sizes, _monotone(drawn[:-1]), drawn[-1])
     # no interpolation between ranks: some are infinite
     tails = (1 - LEVEL) / 2, (1 + LEVEL) / 2
     low, high = np.quantile(shares, tails, method="closest_observation")
     return LabelShare(share, float(low), float(high), int(sizes[0]), int(sizes[-1]))
-
-
-def _mean_of_drawn(found: Runs, seed: int) -> np.ndarray:
-    """(B,) mean over trainings, which are drawn too."""
-    n, draws = found.drawn.shape
-    if n == 1:
-        return found.drawn[0]
-    return (seed_draws(n, draws, seed) / n * found.drawn.T).sum(1)
 
 
 def _monotone(heights: np.ndarray) -> np.ndarray:

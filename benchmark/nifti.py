@@ -49,6 +49,10 @@ SINGULAR = 1e-3
 """Least volume of a voxel relative to the box of its edge lengths: less is a plane, not a grid."""
 
 
+class NotNiftiError(VolumeError):
+    """Something else than a NIfTI file: another reader may know it."""
+
+
 @dataclass(frozen=True)
 class Header:
     """The checked facts of a NIfTI header."""
@@ -152,7 +156,7 @@ def parse(path: Path, head: bytes, channel: int | None = None) -> Header:
     elif length == 540 and head[4:8] == b"n+2\0" and len(head) == 540:
         header = Nifti2Header(head, endianness=endian, check=False)
     else:
-        raise VolumeError(
+        raise NotNiftiError(
             f"{path} is not a NIfTI file in one piece (.nii or .nii.gz). Convert the image, for "
             "example with nibabel or dcm2niix."
         )

@@ -239,11 +239,20 @@ def crossed(
 ) -> Evidence:
     """Draw seeds as well: drawn (S, B) and once (S,) of each seed."""
     n_seeds = len(once)
+    values = mean_of_drawn(drawn, seed)
     if n_seeds == 1:
-        return Evidence(drawn[0], counts, who)
-    share = seed_draws(n_seeds, drawn.shape[1], seed) / n_seeds  # (B, S)
-    values = (share * drawn.T).sum(1)
+        return Evidence(values, counts, who)
     return Evidence(values, counts, who, n_seeds, float(once.var(ddof=1)) / n_seeds)
+
+
+def mean_of_drawn(drawn: np.ndarray, seed: int) -> np.ndarray:
+    """(B,) mean over training seeds that are drawn as well, of the scores (S, B) of each."""
+    n_seeds, draws = drawn.shape
+    if n_seeds == 1:
+        return drawn[0]
+    share = seed_draws(n_seeds, draws, seed) / n_seeds  # (B, S)
+    # a score that is not defined spoils only the draws that hold its seed
+    return np.where(share > 0, share * drawn.T, 0).sum(1)
 
 
 def few(metric: Metric, who: Sample) -> tuple[str, ...]:

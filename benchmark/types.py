@@ -337,7 +337,7 @@ class Budget:
     draws: int = 10
     """Supports per size; nested: those of a smaller size are contained in those of a larger."""
     area: bool = False
-    """Whether the mean over the curve (``statistics.area``) is a row too, without shots."""
+    """Whether the mean over the curve (``learning_curves.area``) is a row too, without shots."""
 
 
 @runtime_checkable

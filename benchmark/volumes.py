@@ -19,6 +19,14 @@ PREPROCESSING_VERSION: int = 1
 GRID_TOLERANCE = 0.1
 """Voxels by which the corners of a mask may lie away from its image's: headers are rounded."""
 
+_FILES = "NIfTI in one piece (.nii or .nii.gz), NRRD (.nrrd or .nhdr), MetaImage (.mha or .mhd)"
+
+IMAGE_FORMATS = f"{_FILES}, a folder of DICOM files, or an NPZ file through read_npz"
+"""What an image may be stored as, in words."""
+
+MASK_FORMATS = f"{_FILES}, or an NPZ file through read_npz"
+"""Likewise a mask."""
+
 ROUNDING = 1e-3
 """How far a label may be from an integer: labels stored with a scale factor come back inexact."""
 
@@ -42,7 +50,7 @@ def read_image(path: Path, unit: Unit, channel: int | None = None) -> Volume:
         if channel is not None:
             raise _no_channels(path, channel)
         return read_dicom_series(path, unit)
-    voxels, affine = _read_file(path, channel)
+    voxels, affine = _read_file(path, IMAGE_FORMATS, channel)
     return _volume(voxels[None], affine, unit, str(path))
 
 
@@ -101,7 +109,7 @@ def read_mask(path: Path, labels: Sequence[int]) -> tuple[np.ndarray, np.ndarray
         VolumeError: the file cannot be used, as in ``read_image``.
         MaskError: no voxel is labelled, a label is unknown, or a value is not an integer.
     """
-    values, affine = _read_file(path)
+    values, affine = _read_file(path, MASK_FORMATS)
     found: list[float] = np.unique(values).tolist()
     odd = [v for v in found if not math.isfinite(v) or abs(v - round(v)) > ROUNDING]
     if odd:
@@ -252,10 +260,18 @@ def image_sha256(path: Path, channel: int | None = None) -> str:
     return parts[0] if len(parts) == 1 else hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
-def _read_file(path: Path, channel: int | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Raw voxels and affine of a file of any format; NIfTI's errors for one of none."""
+def _read_file(
+    path: Path, formats: str, channel: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Raw voxels and affine of a file of any format; ``formats``: what is read, in words."""
     if not _format(path):
-        return nifti.read(path, channel)
+        try:
+            return nifti.read(path, channel)
+        except nifti.NotNiftiError:
+            raise VolumeError(
+                f"{path} is of no known format. Expected is {formats}. Convert it, for example "
+                "with SimpleITK or dcm2niix, or download it again if it should be one of these."
+            ) from None
     from . import itk_images
 
     if channel is not None:

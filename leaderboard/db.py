@@ -104,8 +104,9 @@ def add(
                 for result, marks in zip(results, flags, strict=True)
             ],
         )
-        question = {name: getattr(unit, name) for name in _QUESTION}
-        connection.execute(sa.delete(PENDING).where(*_equal(PENDING, question)))
+        if not any(result.subset for result in results):
+            question = {name: getattr(unit, name) for name in _QUESTION}
+            connection.execute(sa.delete(PENDING).where(*_equal(PENDING, question)))
     return True
 
 
@@ -135,10 +136,10 @@ def queue(engine: Engine, units: Sequence[Pending]) -> int:
             if unit.model_sha not in known:
                 raise _unknown_model(unit.model_sha)
             key = {name: getattr(unit, name) for name in _QUESTION}
-            if not any(
-                connection.scalar(sa.select(sa.exists().where(*_equal(table, key))))
-                for table in (PENDING, PREDICTIONS)
-            ):
+            waits = sa.exists().where(*_equal(PENDING, key))
+            # an incomplete copy is no answer to what was asked
+            done = sa.exists().where(*_equal(RESULTS, key), RESULTS.c.subset.is_(False))
+            if not connection.scalar(sa.select(sa.or_(waits, done))):
                 values = {**vars(unit), "added": unit.added or stamp}
                 connection.execute(sa.insert(PENDING).values(**values))
                 count += 1

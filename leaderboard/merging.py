@@ -20,7 +20,7 @@ class Merged(NamedTuple):
 
 
 def merge(engine: Engine, other: Engine) -> Merged:
-    """Add every unit of ``other`` with its cards, rows and predictions.
+    """Add every unit of ``other`` with its cards, rows and predictions, and what waits there.
 
     Each unit is one transaction: a merge that was stopped goes on when it is called again.
 
@@ -52,4 +52,5 @@ def merge(engine: Engine, other: Engine) -> Merged:
             flags=[row.flags for row in its],
             added=datetime.fromisoformat(its[0].added),
         )
+    db.queue(engine, db.pending(other))
     return Merged(added, len(rows) - added)

@@ -14,6 +14,7 @@ from markupsafe import Markup
 from sqlalchemy import Engine
 
 from ..benchmark.evaluate import SKIPPED
+from ..benchmark.learning_curves import LabelShare
 from ..benchmark.splits import CV_BELOW
 from ..benchmark.statistics import ESTIMANDS, FLAGS
 from ..benchmark.types import Result
@@ -77,17 +78,19 @@ def router(
             cells = _cells(report.shown)
             if report.sizes is not None:
                 cells += _cells(report.sizes.shown)
+            rivals = rivals_of(report, given.get("against", ""), comparer)
+            shares = [share for _, share in rivals.shares] if rivals is not None else []
             return environment.get_template("task.html").render(
                 report=report,
                 chart=scores_figure(report),
                 curves=curves_figure(report),
-                rivals=rivals_of(report, given.get("against", ""), comparer),
+                rivals=rivals,
                 against=given.get("against", ""),
                 most_points=MOST_POINTS,
                 most_compared=MOST_COMPARED,
                 reference=REFERENCES.get(report.standings.columns[0].metric),
                 estimands=_estimands(cells, [report.task], settings),
-                notes=_notes(cells),
+                notes=_notes(cells, shares),
                 path=f"/tasks/{name}",
             )
 
@@ -191,10 +194,11 @@ def _marks(cell: Cell) -> tuple[str, ...]:
     return (*kept, cell.reason) if cell.superseded else kept
 
 
-def _notes(cells: Iterable[Cell]) -> dict[str, tuple[str, str]]:
+def _notes(cells: Iterable[Cell], shares: Iterable[LabelShare] = ()) -> dict[str, tuple[str, str]]:
     """For each flag that is shown its letter and what it says to the reader."""
-    flags = sorted({flag for cell in cells for flag in _marks(cell)})
-    return {flag: (_letter(i), FLAGS.get(flag, flag)) for i, flag in enumerate(flags)}
+    flags = {flag for cell in cells for flag in _marks(cell)}
+    flags |= {flag for share in shares for flag in share.flags}
+    return {flag: (_letter(i), FLAGS.get(flag, flag)) for i, flag in enumerate(sorted(flags))}
 
 
 def _estimands(

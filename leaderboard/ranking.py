@@ -140,7 +140,7 @@ def standings(
                 cells[sha] = Cell(reason=_why_empty(column, done_elsewhere[sha, column.task]))
         table.append(cells)
 
-    asked = [not _skipped(cells) for cells in table]
+    asked = [not why_skipped(cells.values()) for cells in table]
     any_evidence = any(c.evidence and there for c, there in zip(columns, asked, strict=True))
     counting = tuple(
         there and (column.evidence or not any_evidence)
@@ -214,9 +214,22 @@ def why_not_ranked(row: StoredRow, ours: tuple[str, str] | None) -> str:
     if data_of(row) != ours:
         return "made on other data or another split than the first complete result"
     if row.result.score is None:
-        skipped = next((flag for flag in row.flags if flag.startswith(SKIPPED)), "")
-        return skipped or "the metric is not defined on this test set"
+        return _skipped(row) or "the metric is not defined on this test set"
     return ""
+
+
+def why_skipped(cells: Iterable[Cell]) -> tuple[str, ...]:
+    """Why the training size of a column could not be drawn; empty: it could, or nobody tried.
+
+    Only complete rows of the column's own version tell: an incomplete copy, or an older version,
+    has other training patients.
+    """
+    told = [
+        _skipped(cell.row)
+        for cell in cells
+        if cell.row is not None and not cell.row.result.subset and not cell.superseded
+    ]
+    return tuple(sorted({flag.removeprefix(SKIPPED) for flag in told})) if all(told) else ()
 
 
 def _question(row: StoredRow) -> tuple[object, ...]:
@@ -250,10 +263,9 @@ def _column(column: Column, rows: Sequence[StoredRow]) -> dict[str, Cell]:
     }
 
 
-def _skipped(cells: Mapping[str, Cell]) -> bool:
-    """Whether the training size of a column could not be drawn, whoever tried."""
-    tried = [cell.reason for cell in cells.values() if cell.row is not None]
-    return bool(tried) and all(reason.startswith(SKIPPED) for reason in tried)
+def _skipped(row: StoredRow) -> str:
+    """The flag that says why the row's training size could not be drawn; empty: it could."""
+    return next((flag for flag in row.flags if flag.startswith(SKIPPED)), "")
 
 
 def _name(of: Result | Column) -> tuple[object, ...]:
@@ -274,7 +286,8 @@ def _superseded(column: Column, rows: Iterable[StoredRow], versions: Versions) -
         last = max((r.result.task_version, r.result.probe_version) for r in its)
         same = [r for r in its if (r.result.task_version, r.result.probe_version) == last]
         row = headline(same, ranked_data(same))
-        found[sha] = Cell(row, reason=versions.superseded(row.result), superseded=True)
+        reason = f"superseded by {versions.superseded(row.result)}"
+        found[sha] = Cell(row, reason=reason, superseded=True)
     return found
 
 

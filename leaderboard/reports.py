@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 from sqlalchemy import Engine
 
-from ..benchmark.evaluate import SKIPPED
 from ..benchmark.types import Budget
 from . import db
 from .board import (
@@ -22,7 +21,7 @@ from .board import (
     shots_of,
     superseded_columns,
 )
-from .ranking import Cell, Column, Standing, Standings, standings
+from .ranking import Cell, Column, Standing, Standings, standings, why_skipped
 from .records import StoredModel, StoredRow, StoredTask
 from .settings import Settings
 from .sizes import default_size
@@ -184,9 +183,9 @@ def _sizes(found: Standings, named: Mapping[str, str]) -> Sizes:
         cells = [s.cells[i] for s in found.rows if s.cells[i].row is not None]
         if not cells:  # a size of an older version only
             continue
-        reasons = {cell.reason for cell in cells}
-        if column.shots is not None and all(r.startswith(SKIPPED) for r in reasons):
-            skipped[column.shots] = "; ".join(sorted(r.removeprefix(SKIPPED) for r in reasons))
+        reasons = why_skipped(cells)
+        if column.shots is not None and reasons:
+            skipped[column.shots] = "; ".join(reasons)
         else:
             kept.append(i)
     rows = tuple(

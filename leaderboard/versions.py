@@ -56,14 +56,18 @@ class Versions:
         return cls(newest_tasks, newest_probes)
 
     def superseded(self, result: Result) -> str:
-        """Why the row does not count any more, as a sentence without its stop; empty if it does."""
+        """By what the row is superseded, as :func:`since` says it; empty: it counts."""
         return self.behind(result.task, result.task_version, result.probe, result.probe_version)
 
     def behind(self, task: str, task_version: int, probe: str, probe_version: int) -> str:
         """What has changed since these versions; empty: they are the newest."""
         parts = [
-            _since("the task", task_version, self.tasks.get(task)),
-            _since(f"the {probe} probe", probe_version, self.probes.get(probe)),
+            since(what, old, current.version, current.changes)
+            for what, old, current in (
+                ("task", task_version, self.tasks.get(task)),
+                ("probe", probe_version, self.probes.get(probe)),
+            )
+            if current is not None
         ]
         return "; ".join(part for part in parts if part)
 
@@ -108,15 +112,19 @@ class Versions:
         return tuple(steps)
 
 
-NO_REASON = "no reason is recorded"
+NO_REASON = "no reason is stated"
 
 
-def _since(what: str, version: int, current: Current | None) -> str:
-    if current is None or version >= current.version:
+def since(what: str, old: int, now: int, changes: Iterable[Change]) -> str:
+    """What has come after version ``old`` of a task or a probe; empty: nothing.
+
+    >>> since("task", 1, 2, [Change(2, "masks were corrected.")])
+    'task version 2: masks were corrected'
+    """
+    if now <= old:
         return ""
-    whys = [change.why for change in current.changes if change.version > version]
-    reason = "; ".join(why.rstrip(".") for why in whys) or NO_REASON
-    return f"made at version {version} of {what}; version {current.version} counts now: {reason}"
+    whys = [change.why.rstrip(".") for change in changes if old < change.version <= now]
+    return f"{what} version {now}: {'; '.join(whys) or NO_REASON}"
 
 
 def _newer(one: Current | None, other: Current) -> Current:

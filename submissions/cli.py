@@ -11,6 +11,7 @@ import typer
 
 from ..benchmark.errors import TomoprobeError, UnknownNameError
 from .db_commands import Database, db_app
+from .pretrain_commands import pretrain, synthesize
 
 if TYPE_CHECKING:
     from .session import Session
@@ -123,8 +124,9 @@ def evaluate(
     shard: Annotated[
         str,
         typer.Option(
-            help="i/n: only the i-th of n equal parts, for machines that share nothing; give "
-            "each the same encoders and tasks, then bring the files together by 'db merge'."
+            help="i/n: only the i-th of n parts of as many (encoder, data set) pairs, for machines "
+            "that share nothing; name the same encoders and tasks on each, then bring the files "
+            "together by 'db merge'."
         ),
     ] = "1/1",
     dry_run: Annotated[
@@ -146,6 +148,11 @@ def evaluate(
     if dry_run:
         tables.print_plan(dry_runs.plan(work, loaders, chosen, subset))
         return
+    if not any(runner.parts(list(loaders), chosen, part).values()):
+        typer.echo(f"Part {shard} has nothing to do: there are fewer (encoder, data set) pairs.")
+        return
+    folder = out or session.run_folder(started)
+    session.check_writable(folder, predictions, json_file and json_file.absolute().parent)
     with console.progress(list(loaders), chosen, protocols) as reporter:
         ran = session.evaluate(
             work,
@@ -160,7 +167,6 @@ def evaluate(
     scores = console.print_scores(work, ran)
     if predictions:
         session.export_predictions(work, ran, predictions)
-    folder = out or session.run_folder(started)
     console.print_summary(report.write_report(work, ran, folder, _command_line(), started, scores))
     _exit_with(ran.outcome.failures)
 
@@ -180,6 +186,9 @@ def recompute(context: typer.Context, db: Database = None) -> None:
 def rescore(
     context: typer.Context,
     db: Database = None,
+    task: Annotated[
+        list[str] | None, typer.Option("--task", "-t", help="A private ./my_task.py. Repeatable.")
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would be done; change nothing.")
     ] = False,
@@ -192,7 +201,7 @@ def rescore(
     from . import session, tables
 
     work = _open(context, session.existing_database(db), None, "cpu")
-    tables.print_rescored(session.rescore(work, dry_run), dry_run)
+    tables.print_rescored(session.rescore(work, task or [], dry_run), dry_run)
 
 
 @app.command()
@@ -261,11 +270,14 @@ def serve(db: Database = None, host: Host = "127.0.0.1", port: Port = 8000) -> N
     from . import console, session
 
     url = session.existing_database(db)
+    session.check_database(url)
     console.print_address(host, port)
     session.serve(url, host, port)
 
 
 app.add_typer(db_app, name="db")
+app.command()(pretrain)
+app.command()(synthesize)
 
 
 def _open(context: typer.Context, db: str | None, data_root: Path | None, device: str) -> "Session":

@@ -157,6 +157,9 @@ def _parts(work: Session, ran: Ran, found: RunScores) -> list[TaskPart]:
                 for column in scores.columns
                 if column.probe in budgets
             ]
+            scores = scores.with_flags(
+                flag for curve in curves for share in curve.shares.values() for flag in share.flags
+            )
         parts.append(TaskPart(opened, pictures(card, opened.cases), scores, chart, curves))
     return parts
 

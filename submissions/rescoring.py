@@ -5,21 +5,24 @@ Nothing is edited: the old rows stay, superseded, and the new version gets rows 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from ..benchmark import evaluate, predictions
 from ..benchmark.budgets import changes_of
-from ..benchmark.types import Change, Probe, TaskCard, redone_since
+from ..benchmark.errors import StorageError
+from ..benchmark.types import Probe, TaskCard, redone_since
 from ..leaderboard import db
 from ..leaderboard.records import Pending, StoredModel, Unit
+from ..leaderboard.versions import since
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
 
-Fate = Literal["rescored", "queued", "unknown"]
-"""Done from stored predictions; waits for features; a private task or a probe that is gone."""
+Fate = Literal["rescored", "queued", "waiting", "left"]
+"""Done from stored predictions; waits for features from now on; has waited before; left alone: the
+probe is gone, or the copy was incomplete and is nobody's to evaluate again."""
 
 
 @dataclass(frozen=True)
@@ -43,93 +46,151 @@ def rescore(
 
     Args:
         engine: of a migrated database.
-        cards: today's tasks, by name.
+        cards: today's tasks, by name. Others are private: their stored version is taken as
+            today's.
         probes: today's, by name.
         dry_run: say what would be done and change nothing.
 
     Raises:
-        StorageError: the database cannot be written, or its predictions cannot be read.
+        StorageError: the database cannot be written.
     """
     models = {model.model_sha: model for model in db.models(engine)}
-    for unit in _newest(db.units(engine)):
-        name = models[unit.model_sha].name
-        card, probe = cards.get(unit.task), probes.get(unit.probe)
-        if card is None or probe is None:
-            yield Rescored(unit, name, "unknown", "")
+    state = _State.of(engine)
+    for unit in state.newest:
+        model, probe = models[unit.model_sha], probes.get(unit.probe)
+        card = cards.get(unit.task)
+        if probe is None:
+            yield Rescored(unit, model.name, "left", f"probe '{unit.probe}' is gone")
             continue
-        if unit.task_version >= card.version and unit.probe_version >= probe.version:
+        now = _Now.of(unit, card, probe)
+        if (unit.task_version, unit.probe_version) >= now.versions or state.has(unit, now):
             continue
-        why = _why(unit, card, probe)
-        still_holds = (
-            redone_since(card.version, card.changes) <= unit.task_version
-            and redone_since(probe.version, changes_of(probe)) <= unit.probe_version
-        )
-        if not dry_run:
-            if still_holds:
-                _carry_over(engine, unit, card, probe, models[unit.model_sha])
-            else:
-                waiting = Pending(
-                    unit.model_sha, unit.task, card.version, unit.probe, probe.version, why
-                )
-                db.queue(engine, [waiting])
-        yield Rescored(unit, name, "rescored" if still_holds else "queued", why)
+        if now.predictions_hold(unit):
+            fate = _carried_over(engine, unit, card, probe, now, model, dry_run)
+        elif unit in state.subset:
+            fate = "left"
+        else:
+            fate = _queued(engine, unit, now, dry_run)
+        yield Rescored(unit, model.name, fate, now.why)
 
 
-def _newest(units: Iterable[Unit]) -> list[Unit]:
-    """Of every model, task and probe the newest versions: one unit per state of the data."""
-    found: dict[tuple[str, str, str], list[Unit]] = {}
-    for unit in units:
-        found.setdefault((unit.model_sha, unit.task, unit.probe), []).append(unit)
-    chosen = []
-    for its in found.values():
-        newest = max((u.task_version, u.probe_version) for u in its)
-        chosen += [u for u in its if (u.task_version, u.probe_version) == newest]
-    return chosen
+@dataclass(frozen=True)
+class _Now:
+    """Today's versions of a unit's task and probe, and what they need."""
 
+    task_version: int
+    probe_version: int
+    task_since: int
+    """The oldest version whose predictions still hold; likewise the probe's."""
+    probe_since: int
+    why: str
 
-def _why(unit: Unit, card: TaskCard, probe: Probe) -> str:
-    """The reasons of all changes since, or that there were some."""
-    since = [
-        *_since(f"task version {card.version}", unit.task_version, card.version, card.changes),
-        *_since(
-            f"probe version {probe.version}",
-            unit.probe_version,
+    @classmethod
+    def of(cls, unit: Unit, card: TaskCard | None, probe: Probe) -> _Now:
+        task_version = unit.task_version if card is None else card.version
+        changes = () if card is None else card.changes
+        parts = [
+            since("task", unit.task_version, task_version, changes),
+            since("probe", unit.probe_version, probe.version, changes_of(probe)),
+        ]
+        return cls(
+            task_version,
             probe.version,
-            changes_of(probe),
-        ),
-    ]
-    return "; ".join(since)
+            redone_since(task_version, changes),
+            redone_since(probe.version, changes_of(probe)),
+            "; ".join(part for part in parts if part),
+        )
+
+    @property
+    def versions(self) -> tuple[int, int]:
+        return (self.task_version, self.probe_version)
+
+    def predictions_hold(self, unit: Unit) -> bool:
+        return self.task_since <= unit.task_version and self.probe_since <= unit.probe_version
 
 
-def _since(what: str, old: int, now: int, changes: Iterable[Change]) -> list[str]:
-    if now <= old:
-        return []
-    reasons = [change.why for change in changes if old < change.version <= now]
-    return [f"{what}: {' '.join(reasons) or 'no reason is stated'}"]
+@dataclass(frozen=True)
+class _State:
+    """What is stored."""
+
+    units: frozenset[Unit]
+    subset: frozenset[Unit]
+    """Units that were made on an incomplete copy."""
+
+    @classmethod
+    def of(cls, engine: Engine) -> _State:
+        results = [row.result for row in db.rows(engine)]
+        subset = {Unit(*(getattr(r, name) for name in Unit._fields)) for r in results if r.subset}
+        return cls(frozenset(db.units(engine)), frozenset(subset))
+
+    @property
+    def newest(self) -> list[Unit]:
+        """Of every model, task, probe and state of the data the newest version, sorted."""
+        found: dict[tuple[str, ...], Unit] = {}
+        for unit in sorted(self.units):
+            key = (unit.model_sha, unit.task, unit.probe, unit.dataset_sha, unit.split_sha)
+            found[key] = max(
+                found.get(key, unit), unit, key=lambda u: (u.task_version, u.probe_version)
+            )
+        return list(found.values())
+
+    def has(self, unit: Unit, now: _Now) -> bool:
+        """Whether the unit was redone on complete data, of today's versions."""
+        question = (unit.model_sha, unit.task, unit.probe, *now.versions)
+        return any(
+            (u.model_sha, u.task, u.probe, u.task_version, u.probe_version) == question
+            for u in self.units - self.subset
+        )
 
 
-def _carry_over(
-    engine: Engine, unit: Unit, card: TaskCard, probe: Probe, model: StoredModel
-) -> None:
+def _queued(engine: Engine, unit: Unit, now: _Now, dry_run: bool) -> Fate:
+    """Let a unit wait for features."""
+    waiting = Pending(
+        unit.model_sha, unit.task, now.task_version, unit.probe, now.probe_version, now.why
+    )
+    if dry_run:
+        known = [(p.model_sha, p.task, p.probe, p.task_version) for p in db.pending(engine)]
+        key = (waiting.model_sha, waiting.task, waiting.probe, waiting.task_version)
+        return "waiting" if key in known else "queued"
+    return "queued" if db.queue(engine, [waiting]) else "waiting"
+
+
+def _carried_over(
+    engine: Engine,
+    unit: Unit,
+    card: TaskCard | None,
+    probe: Probe,
+    now: _Now,
+    model: StoredModel,
+    dry_run: bool,
+) -> Fate:
     """Score the stored predictions again and add them under today's versions."""
-    table, about = predictions.from_parquet(db.parquet(engine, unit))
+    if dry_run:
+        return "rescored"
+    try:
+        table, about = predictions.from_parquet(db.parquet(engine, unit))
+    except StorageError:  # one damaged unit does not stop the others
+        now = replace(now, why=f"{now.why}; the stored predictions cannot be read")
+        return _queued(engine, unit, now, dry_run)
     about = replace(
         about,
-        task_version=card.version,
-        probe_version=probe.version,
+        task_version=now.task_version,
+        probe_version=now.probe_version,
         area=evaluate.has_area(probe),
         software=predictions.software(),
     )
     scores = evaluate.score(table, about)
     stored = db.task(engine, unit.task, unit.task_version).card
+    # the sides are those of the older version: its predictions still hold
+    today = stored if card is None else {**card.as_dict(), "split_sha": stored.get("split_sha")}
     db.add(
         engine,
         model_sha=unit.model_sha,
         model_card=model.card,
         manifest=model.manifest,
-        # the sides are those of the older version: its predictions still hold
-        task_card=card.as_dict() | {"split_sha": stored.get("split_sha")},
+        task_card=today,
         results=scores.results,
         parquet=predictions.to_parquet(table, about),
         flags=scores.flags,
     )
+    return "rescored"

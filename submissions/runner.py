@@ -60,7 +60,7 @@ class Outcome:
 
 
 class Shard(NamedTuple):
-    """One of several equal parts of a run, for machines that share nothing."""
+    """One of several parts of a run, for machines that share nothing."""
 
     number: int
     """From 1."""

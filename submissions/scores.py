@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from ..benchmark import metrics, statistics
 from ..benchmark.budgets import budget_of
 from ..benchmark.evaluate import SKIPPED
+from ..benchmark.learning_curves import LabelShare
 from ..benchmark.splits import uses_cv
 from ..benchmark.types import Budget, Probe, Result, TaskCard
 from ..leaderboard.records import StoredRow
@@ -102,9 +103,13 @@ class TaskScores:
         too_large = bool(drawn) and min(skipped) > min(drawn)
         return skipped[min(skipped) if too_large else max(skipped)]
 
-    def marks(self, row: StoredRow) -> str:
-        """The footnotes of a row, e.g. ``"1,2"``."""
-        return ",".join(str(n) for n in sorted(self.flags[f] for f in row.flags))
+    def marks(self, of: StoredRow | LabelShare) -> str:
+        """The footnotes of a number, e.g. ``"1,2"``."""
+        return ",".join(str(n) for n in sorted(self.flags[f] for f in of.flags))
+
+    def with_flags(self, more: Iterable[str]) -> TaskScores:
+        """With footnotes also for flags of numbers that are no rows."""
+        return replace(self, flags=_numbered([*self.flags, *more]))
 
 
 @dataclass(frozen=True)
@@ -198,14 +203,18 @@ def _task(
 
     main = [row for line in lines for row in line.cells.values()]
     rest = sorted(rows, key=lambda r: (r.result.probe, r.result.shots or 0))
-    flags = dict.fromkeys(flag for row in [*main, *rest] for flag in row.flags)
+    flags = [flag for row in [*main, *rest] for flag in row.flags]
     return TaskScores(
         opened,
         rows,
         [Column(probe.name, _size(probe, lines)) for probe in served],
         sorted(lines, key=rank),
-        {flag: number for number, flag in enumerate(flags, start=1)},
+        _numbered(flags),
     )
+
+
+def _numbered(flags: Iterable[str]) -> dict[str, int]:
+    return {flag: number for number, flag in enumerate(dict.fromkeys(flags), start=1)}
 
 
 def _size(probe: Probe, lines: Sequence[Line]) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, NamedTuple
 
 from sqlalchemy import make_url
@@ -32,6 +33,7 @@ from ..leaderboard import db as database
 from ..leaderboard.records import StoredRow, Unit
 from ..leaderboard.settings import Current, Settings
 from ..leaderboard.storage_errors import shown
+from ..leaderboard.versions import Versions
 from ..tasks import get as get_task
 from ..tasks import load_file, suites
 from ..tasks import names as task_names
@@ -97,6 +99,19 @@ def existing_database(db: str | None) -> str:
             "one; --db names another."
         )
     return url
+
+
+def check_database(url: str) -> None:
+    """Connect and migrate once.
+
+    Raises:
+        StorageError: the database cannot be used.
+    """
+    engine = database.connect(url)
+    try:
+        database.migrate(engine)
+    finally:
+        engine.dispose()
 
 
 def open_session(db: str | None, data_root: Path | None, device: str) -> Session:
@@ -172,7 +187,7 @@ def encoders(
     names = [*known_baselines(), *architectures.names()]
     for spec in specs:
         if not (spec in names or ":" in spec or spec.endswith(".toml")):
-            raise UnknownNameError.of("encoder", spec, names)
+            raise UnknownNameError.of("encoder", spec, set(names))
 
     def loader(spec: str) -> LoadEncoder:
         return lambda device: load(spec, arguments=parsed, weights=weights, device=device)
@@ -209,6 +224,29 @@ def tasks(names: Sequence[str], suite_name: str | None) -> list[Task]:
             "(--suite NAME); 'tomoprobe tasks' lists them."
         )
     return list({task.card.name: task for task in chosen}.values())
+
+
+def check_writable(*paths: Path | None) -> None:
+    """Make the folders and try them: better now than after hours.
+
+    Args:
+        paths: folders; None is passed over.
+
+    Raises:
+        StorageError: one cannot be written.
+    """
+    for folder in paths:
+        if folder is None:
+            continue
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with TemporaryFile(dir=folder):
+                pass
+        except OSError as error:
+            raise StorageError(
+                f"{folder} cannot be written: {error.strerror}. Nothing was computed: name another "
+                "folder."
+            ) from error
 
 
 # --- run -----------------------------------------------------------------------------------------
@@ -360,6 +398,8 @@ class Recomputed(NamedTuple):
     stored: Result
     again: Result | None
     """None: no predictions are stored for it."""
+    superseded: bool = False
+    """Made at an older version: what is computed from predictions may have changed since."""
 
     @property
     def equal(self) -> bool:
@@ -372,13 +412,18 @@ class Recomputed(NamedTuple):
 
 
 def recompute(work: Session) -> Iterator[Recomputed]:
-    """Every stored row beside its recomputation."""
+    """Every stored row beside its recomputation, but for superseded ones, which are only told."""
+    versions = Versions.of(
+        database.tasks(work.engine), database.units(work.engine), site_settings()
+    )
     again: dict[tuple, Result] = {}
-    for _, parquet in database.predictions(work.engine):
-        for row in spine.score(*from_parquet(parquet)).results:
-            again[_key(row)] = row
+    for unit, parquet in database.predictions(work.engine):
+        if not versions.behind(unit.task, unit.task_version, unit.probe, unit.probe_version):
+            for row in spine.score(*from_parquet(parquet)).results:
+                again[_key(row)] = row
     for stored in database.rows(work.engine):
-        yield Recomputed(stored.result, again.get(_key(stored.result)))
+        superseded = bool(versions.superseded(stored.result))
+        yield Recomputed(stored.result, again.get(_key(stored.result)), superseded)
 
 
 def _key(row: Result) -> tuple:
@@ -395,9 +440,16 @@ def _key(row: Result) -> tuple:
     )
 
 
-def rescore(work: Session, dry_run: bool) -> Iterator[rescoring.Rescored]:
-    """Bring units of older versions up to today's tasks and probes; see ``rescoring``."""
-    cards = {name: get_task(name).card for name in task_names()}
+def rescore(work: Session, private: Sequence[str], dry_run: bool) -> Iterator[rescoring.Rescored]:
+    """Bring units of older versions up to today's tasks and probes; see ``rescoring``.
+
+    Args:
+        work: with the database.
+        private: task files.
+        dry_run: change nothing.
+    """
+    known = [get_task(name) for name in task_names()] + [load_file(Path(p)) for p in private]
+    cards = {task.card.name: task.card for task in known}
     probes = {name: protocols.get(name) for name in protocols.names()}
     return rescoring.rescore(work.engine, cards, probes, dry_run)
 

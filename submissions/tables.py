@@ -15,6 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ..benchmark.types import EncoderCard, Probe
+from . import baselines
 from .terminal import out
 
 if TYPE_CHECKING:
@@ -158,29 +159,31 @@ def print_rescored(found: Iterable[Rescored], dry_run: bool) -> None:
     rows, waiting = [], {}
     for one in found:
         counts[one.fate] += 1
-        if one.fate == "unknown":
-            continue
         rows.append((one.model, one.unit.task, one.unit.probe, one.fate, one.why))
-        if one.fate == "queued":
-            waiting.setdefault(one.model, set()).add(one.unit.task)
+        if one.fate in ("queued", "waiting"):
+            waiting.setdefault(one.model, set()).add((one.unit.task, one.unit.probe))
     if rows:
         _print("Older versions", ("model", "task", "probe", "what", "why"), rows)
     did = "would be" if dry_run else "were"
-    out.print(f"{counts['rescored']} units {did} recomputed, {counts['queued']} {did} queued.")
-    if counts["unknown"]:
-        out.print(
-            f"{counts['unknown']} units of private tasks, or of probes that are gone, were left."
-        )
-    for model, tasks in sorted(waiting.items()):
-        names = " ".join(f"--task {task}" for task in sorted(tasks))
-        command = f"tomoprobe evaluate --encoder {model} {names}"
+    out.print(
+        f"{counts['rescored']} units {did} recomputed, {counts['queued']} {did} queued, "
+        f"{counts['waiting']} waited before, {counts['left']} {did} left alone."
+    )
+    for model, units in sorted(waiting.items()):
+        names = [f"--task {task}" for task in sorted({task for task, _ in units})]
+        names += [f"--probe {probe}" for probe in sorted({probe for _, probe in units})]
+        encoder = model if model in baselines.names() else f"<what you gave for '{model}'>"
+        command = f"tomoprobe evaluate --encoder {encoder} {' '.join(names)}"
         out.print(f"Features are needed: {escape(command)}", soft_wrap=True)
 
 
 def print_recomputed(rows: Iterable[Recomputed]) -> int:
     """Say how many stored rows equal their recomputation; return how many do not."""
-    total = differing = 0
+    total = differing = superseded = 0
     for row in rows:
+        if row.superseded:
+            superseded += 1
+            continue
         total += 1
         if row.equal:
             continue
@@ -190,4 +193,6 @@ def print_recomputed(rows: Iterable[Recomputed]) -> int:
         line = f"{r.model} {r.task} {r.probe} {r.metric}: stored {r.score!r}, {again}"
         out.print(escape(line))
     out.print(f"{total - differing} of {total} rows equal their recomputation to the last digit")
+    if superseded:
+        out.print(f"{superseded} superseded rows are of older versions and were not compared")
     return differing

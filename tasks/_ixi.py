@@ -7,7 +7,7 @@ Layout: ``IXI-T1/IXI012-HH-1211-T1.nii.gz`` (IXI-T1.tar, unpacked into a folder 
 Rules, because the real table has subjects without a row, rows without an image, rows without an
 age, and 26 subjects with two rows, most of them a copy with zeros but two or more contradictory:
     - a subject is used if the rows with its number name one age and one sex between them;
-    - 0 and an empty field are no value; ages are compared at three decimals;
+    - 0, an empty field, NaN and infinity are no value; ages are compared at three decimals;
     - all tasks are about these subjects, so that they share features and their scores can be
       read side by side.
 """
@@ -15,6 +15,7 @@ age, and 26 subjects with two rows, most of them a copy with zeros but two or mo
 from __future__ import annotations
 
 import csv
+import math
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -129,7 +130,8 @@ def _people(root: Path) -> dict[int, tuple[float, int]]:
     """Age and sex by number, of those for whom the table says one of each.
 
     Raises:
-        DataError: the table cannot be read, lacks a column, or has text where a number belongs.
+        DataError: the table cannot be read, lacks a column, has text where a number belongs, or a
+            row whose IXI_ID is no number of a subject.
     """
     path = next((root / name for name in TABLES if (root / name).exists()), None)
     if path is None:
@@ -148,7 +150,7 @@ def _people(root: Path) -> dict[int, tuple[float, int]]:
     sexes: Mapping[int, set[int]] = defaultdict(set)
     for short in rows:
         row = [*short, *[""] * (len(header) - len(short))]
-        who = int(_number(path, row[number]))
+        who = _subject(path, row[number], row)
         ages[who] |= {round(_number(path, row[age]), 3)} - {0.0}
         sexes[who] |= {int(_number(path, row[sex])) - 1} & {0, 1}
     return {
@@ -158,8 +160,25 @@ def _people(root: Path) -> dict[int, tuple[float, int]]:
     }
 
 
+def _subject(path: Path, field: object, row: Sequence[object]) -> int:
+    """The whole number in a cell; 0, which nobody has, where it is empty."""
+    found = _float(path, field)
+    if not found.is_integer():  # nor are NaN and infinity
+        shown = ", ".join(str(cell) for cell in row)
+        raise DataError(
+            f"{path} has the IXI_ID {field!r} in the row '{shown}'; the whole number of a subject "
+            f"is expected. Restore the table from {URL}IXI.xls"
+        )
+    return int(found)
+
+
 def _number(path: Path, field: object) -> float:
-    """The number in a cell; 0 where it is empty."""
+    """The number in a cell; 0 where there is no value."""
+    found = _float(path, field)
+    return found if math.isfinite(found) else 0.0
+
+
+def _float(path: Path, field: object) -> float:
     try:
         return float(str(field).strip() or 0)
     except ValueError as error:

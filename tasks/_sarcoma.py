@@ -10,6 +10,7 @@ beside each, where it is there, the tumour as drawn by the publisher, ``{ct,mr}_
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
@@ -111,15 +112,18 @@ def age(row: Mapping[str, str]) -> float:
     """Years, from a row.
 
     Raises:
-        DataError: not a number.
+        DataError: not a finite number.
     """
     try:
-        return float(row["age_years"])
-    except (TypeError, ValueError) as error:
+        years = float(row["age_years"])
+    except (TypeError, ValueError):
+        years = math.nan
+    if not math.isfinite(years):
         raise DataError(
             f"Patient {row['id']} has the age '{row['age_years']}' in metadata.csv; years are "
             "expected."
-        ) from error
+        )
+    return years
 
 
 def _table(path: Path) -> list[dict[str, str]]:

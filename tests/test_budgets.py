@@ -13,6 +13,7 @@ from tomoprobe.benchmark.compare import against, label_shares
 from tomoprobe.benchmark.errors import ProbeError
 from tomoprobe.benchmark.learning_curves import Runs, area, label_share
 from tomoprobe.benchmark.splits import uses_cv
+from tomoprobe.benchmark.statistics import mean_of_drawn
 from tomoprobe.benchmark.types import Budget, Case, Features, Kind, Predictions, TaskCard
 
 from .toy import CARD, case, cases
@@ -149,6 +150,17 @@ def test_all_the_labels_are_drawn_once_on_a_split_and_once_per_repeat_under_cv()
     assert {s.draw for s in plan(CV_CARD, cases(CV_CARD), everybody).supports} == set(range(4))
 
 
+def test_under_cross_validation_draws_vary_the_test_side_too() -> None:
+    drawn = plan(CV_CARD, cases(CV_CARD), replace(PERCENT, sizes=(100,))).supports
+    tested = {s.draw: set() for s in drawn}
+    for s in drawn:
+        tested[s.draw].add(tuple(s.test))
+    assert tested[0] != tested[1]
+    assert all(
+        sorted(i for part in parts for i in part) == list(range(60)) for parts in tested.values()
+    )
+
+
 def test_nothing_to_draw_is_an_error_that_says_why() -> None:
     with pytest.raises(ProbeError, match="16 are needed"):
         evaluated(CARD, replace(PER_CLASS, sizes=(16,)))
@@ -222,10 +234,16 @@ def test_stored_predictions_give_the_same_numbers_again() -> None:
 
 
 def test_under_cross_validation_the_interval_is_flagged_and_wider_than_plain() -> None:
-    scores = evaluate.score(*evaluated(CV_CARD, PERCENT))
+    table, about = evaluated(CV_CARD, PERCENT)
+    scores = evaluate.score(table, about)
     assert all(
         "uncalibrated" in flags or flags[0].startswith(evaluate.SKIPPED) for flags in scores.flags
     )
+    plain = evaluate.score(table, replace(about, cv=False)).results
+    for wide, narrow in zip(scores.results, plain, strict=True):
+        if wide.metric == "auroc" and wide.low is not None and wide.high is not None:
+            assert narrow.low is not None and narrow.high is not None
+            assert wide.high - wide.low > 1.1 * (narrow.high - narrow.low)
 
 
 # --- curves ------------------------------------------------------------------------------------
@@ -292,6 +310,43 @@ def test_the_interval_of_the_share_holds_it_and_widens_with_the_noise() -> None:
         assert share.low <= share.share <= share.high
         widths.append(np.log(share.high / share.low))
     assert widths[1] > 2 * widths[0]
+
+
+def test_few_patients_and_cross_validation_widen_the_interval_of_the_share() -> None:
+    ours = curve(0.6, 0.7, 0.8, wobble=0.01)
+
+    def width(n_patients: int, factor: float) -> float:
+        share = label_share(AUROC, ours, LEVEL_75, n_patients, factor)
+        assert share is not None
+        return float(np.log(share.high / share.low))
+
+    assert width(1000, 2.0) == pytest.approx(2 * width(1000, 1.0), rel=0.02)
+    assert width(2, 1.0) == pytest.approx(np.sqrt(2) * width(1000, 1.0), rel=0.02)
+
+
+def test_a_draw_without_both_classes_spoils_only_itself() -> None:
+    ours = curve(0.6, 0.7, 0.8, wobble=0.01)
+    whole = label_share(AUROC, ours, LEVEL_75, 1000)
+    ours[10].drawn[0, 7] = np.nan
+    share = label_share(AUROC, ours, LEVEL_75, 1000)
+    assert share is not None and whole is not None
+    assert share.high == pytest.approx(whole.high, rel=0.05)
+    ours[10].drawn[0, :100] = np.nan
+    assert label_share(AUROC, ours, LEVEL_75, 1000) is None, "one of five draws is too many"
+
+
+def test_an_undefined_training_spoils_only_the_draws_that_hold_it() -> None:
+    drawn = np.ones((10, 400))
+    drawn[3] = np.nan
+    share = np.isfinite(mean_of_drawn(drawn, 0)).mean()
+    assert share == pytest.approx(0.9**10, abs=0.06)
+
+
+def test_a_share_under_cross_validation_says_that_its_interval_is_a_guess() -> None:
+    stored = {name: evaluated(CV_CARD, PERCENT, seed=i) for i, name in enumerate("ab")}
+    assert "uncalibrated" in label_shares("a", stored, "auroc")["b"].flags
+    stored = {name: evaluated(CARD, PERCENT, seed=i) for i, name in enumerate("ab")}
+    assert label_shares("a", stored, "auroc")["b"].flags == ()
 
 
 def test_the_better_model_needs_fewer_labels_and_its_paired_difference_is_positive() -> None:

@@ -394,8 +394,22 @@ def test_rescoring_says_what_it_did(evaluate, work: Path, tmp_path: Path, capsys
     evaluate("--probe", "knn")
     code, out, err = typed(capsys, "rescore", "--db", tmp_path / "scores.db")
     assert code == 0, err
-    assert "0 units were recomputed, 0 were queued" in out
-    assert "1 units of private tasks" in out
+    assert "0 units were recomputed, 0 were queued, 0 waited before, 0 were left alone" in out
+
+
+@pytest.mark.parametrize("option", ["--out", "--predictions", "--json"])
+def test_an_output_that_cannot_be_written_is_told_before_anything_is_computed(
+    option: str, evaluate, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    code, _, err = evaluate(option, tmp_path / "file" / "x")
+    assert code == 2 and "Nothing was computed" in err
+    assert not list((tmp_path / "home").rglob("*.safetensors"))
+
+
+def test_a_part_without_work_says_so(evaluate) -> None:
+    code, out, _ = evaluate("--shard", "2/5")
+    assert code == 0 and "nothing to do" in out
 
 
 def test_cache_shows_and_cleans(evaluate, capsys: pytest.CaptureFixture) -> None:

@@ -132,6 +132,28 @@ def test_text_where_a_number_belongs_is_refused(tmp_path: Path) -> None:
         opened("ixi_age", tmp_path)
 
 
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf", "1e999"])
+def test_what_is_not_finite_is_no_value(tmp_path: Path, value: str) -> None:
+    write_images(tmp_path, *(f"IXI{number:03d}-Guys-0828-T1" for number in (1, 2, 3, 4)))
+    rows: list[Row] = [
+        (1, 1, 0, None, value),
+        (2, value, 0, None, 30.0),
+        (3, 1, 0, None, 31.0),
+        (4, 2, 0, None, 32.0),
+        (4, value, 0, None, value),
+    ]
+    write_csv(tmp_path, rows)
+    assert targets("ixi_age", tmp_path) == {"IXI003": 31.0, "IXI004": 32.0}
+
+
+@pytest.mark.parametrize("who", ["nan", "inf", "12.5"])
+def test_a_row_of_no_subject_is_named(tmp_path: Path, who: str) -> None:
+    write_csv(tmp_path, [(1, 1, 0, None, 30.0), (who, 2, 164, "2005-11-25", 35.8)])
+    complaint = rf"has the IXI_ID '{who}' in the row '{who}, 2, 164, 2005-11-25, 35\.8'"
+    with pytest.raises(DataError, match=complaint):
+        opened("ixi_age", tmp_path)
+
+
 @pytest.mark.parametrize("content", [b"", b"<html>403 Forbidden</html>", b"\xd0\xcf\x11\xe0" * 200])
 def test_a_workbook_that_is_none_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "IXI.xls").write_bytes(content)

@@ -257,6 +257,46 @@ def test_a_column_that_nobody_can_finish_does_not_count():
     assert {(s.done, s.mean_rank, s.place) for s in nothing.rows} == {(0, None, None)}
 
 
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"subset": True, "dataset_sha": sha("half")},
+        {"task_version": 1},
+        {"subset": True, "dataset_sha": sha("half"), "score": 0.7},
+        {"task_version": 1, "score": 0.7},
+    ],
+)
+def test_an_incomplete_or_older_row_does_not_bring_a_skipped_column_back(odd):
+    versions = Versions({"t": Current(2), "v": Current(1)}, {"linear": Current(1)})
+    columns = [replace(T, version=2, shots=20), replace(T, task="v", shots=20)]
+    rows = [stored(id, result(m, "v", 0.9 - id / 10, shots=20)) for id, m in ((1, "a"), (2, "b"))]
+    current = [skipped(3, "a"), skipped(4, "b")]
+    rows += [replace(r, result=replace(r.result, task_version=2)) for r in current]
+    last = skipped(5, "c")
+    changed = replace(last.result, **{"task_version": 2} | odd)
+    rows.append(replace(last, result=changed, flags=() if "score" in odd else last.flags))
+    models = [sha(name) for name in "abc"]
+    found = standings(rows, columns, models, versions=versions)
+    assert found.counting == (False, True)
+    assert [(s.model_sha, s.mean_rank) for s in found.rows] == [
+        (sha("a"), 1),
+        (sha("b"), 2),
+        (sha("c"), None),
+    ]
+
+
+def test_a_column_that_one_complete_row_finished_counts():
+    rows = [skipped(1, "a"), stored(2, result("b", "t", 0.7, shots=20))]
+    found = standings(rows, [replace(T, shots=20)], [sha("a"), sha("b")])
+    assert found.counting == (True,)
+
+
+def test_skipped_rows_of_incomplete_copies_alone_do_not_say_that_nobody_can_finish():
+    row = skipped(1, "a")
+    row = replace(row, result=replace(row.result, subset=True))
+    assert standings([row], [replace(T, shots=20)], [sha("a")]).counting == (True,)
+
+
 def test_an_older_row_stands_in_unranked_until_the_model_is_done_again():
     versions = Versions({"t": Current(2, (Change(2, "relabelled"),))}, {"linear": Current(1)})
     column = replace(T, version=2)
@@ -270,7 +310,7 @@ def test_an_older_row_stands_in_unranked_until_the_model_is_done_again():
     before = cells(stored(1, old), other)
     assert (before[sha("a")].row.result, before[sha("a")].rank) == (old, None)
     assert before[sha("a")].superseded
-    assert before[sha("a")].reason.endswith("version 2 counts now: relabelled")
+    assert before[sha("a")].reason == "superseded by task version 2: relabelled"
     assert (before[sha("b")].rank, before[sha("b")].superseded) == (1, False)
     after = cells(stored(1, old), other, stored(3, again))
     assert (after[sha("a")].row.result, after[sha("a")].rank) == (again, 2)

@@ -18,6 +18,7 @@ from PIL import Image
 
 from tomoprobe.benchmark import probes as protocols
 from tomoprobe.benchmark.errors import EncoderError, StorageError
+from tomoprobe.benchmark.statistics import FLAGS
 from tomoprobe.benchmark.types import Budget, Case, Task, TaskCard, Volume
 from tomoprobe.leaderboard.printing import interval_text, score_text
 from tomoprobe.submissions import report, session
@@ -195,6 +196,28 @@ def test_labels_saved_and_differences_are_against_the_floor(whole) -> None:
     assert "minus floor" in part
     labels = part.split("Labels needed on toy")[1]
     assert '<th scope="row">other&lt;b&gt;</th>' in labels.split("</table>")[0]
+
+
+def test_a_share_of_labels_has_the_footnotes_of_its_interval(whole) -> None:
+    part = section(whole[2], CV.name)
+    table = part.split("Labels needed on toy_cv")[1].split("</table>")[0]
+    (marks,) = re.findall(r"<td>[^<]* %<sup>([\d,]+)</sup><span", table)
+    notes = dict(re.findall(r"<p><sup>(\d+)</sup> ([^<]*)</p>", part))
+    assert FLAGS["uncalibrated"] in {notes[mark] for mark in marks.split(",")}
+
+
+def test_a_flag_that_only_a_share_has_is_explained_too(whole, tmp_path, monkeypatch) -> None:
+    work, ran, _ = whole
+    real = report.compare.label_shares
+    monkeypatch.setattr(
+        report.compare,
+        "label_shares",
+        lambda *given: {k: replace(s, flags=("biased",)) for k, s in real(*given).items()},
+    )
+    part = section(report.write_report(work, ran, tmp_path, "tomoprobe", STARTED), CARD.name)
+    table = part.split("Labels needed on toy")[1].split("</table>")[0]
+    (mark,) = re.findall(r"<sup>(\d+)</sup>", table)
+    assert f"<p><sup>{mark}</sup> {FLAGS['biased']}</p>" in part
 
 
 def test_a_task_without_a_defined_score_keeps_its_pictures_and_says_why(whole) -> None:

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 from sqlalchemy import Engine
 
-from tomoprobe.benchmark.statistics import ESTIMANDS
+from tomoprobe.benchmark.statistics import ESTIMANDS, FLAGS
 from tomoprobe.benchmark.types import Change
 from tomoprobe.leaderboard import comparisons, db
 from tomoprobe.leaderboard.records import Pending
@@ -99,6 +99,19 @@ def test_a_size_that_could_not_be_drawn_is_a_sentence_and_no_column(visitor):
         f"20 patients per class: skipped, because {NOT_ENOUGH}."
         in Page(visitor.get(FEW_PAGE).text).text
     )
+
+
+@pytest.mark.parametrize(
+    ("version", "odd"), [(2, {"subset": True, "dataset_sha": sha("half")}), (1, {})]
+)
+def test_an_incomplete_or_older_row_does_not_bring_a_skipped_size_back(empty, version, odd):
+    for name, at, changes in (("a", 2, {}), ("b", 2, {}), ("c", version, odd)):
+        card = replace(TASK, version=at)
+        add_curve(empty, name, 0.8, card, "few_shot", FEW_SHOT, {"20": NOT_ENOUGH}, **changes)
+    visitor = Visitor(create_app(empty, BUDGETS))
+    assert len(table(visitor, FEW_PAGE, "sizes-caption")[0]) == 3
+    text = Page(visitor.get(FEW_PAGE).text).text
+    assert f"20 patients per class: skipped, because {NOT_ENOUGH}." in text
 
 
 def test_sizes_are_chosen_in_words_and_the_largest_that_was_drawn_is_the_default(visitor):
@@ -249,6 +262,23 @@ def test_the_labels_a_better_model_needs_are_fewer_and_a_worse_one_never_gets_th
     assert {row[0].replace(" ", ""): row[1] for row in found}["texture"].startswith("> 100 %")
 
 
+def test_a_share_whose_interval_is_a_guess_says_so_in_a_footnote(empty, monkeypatch):
+    for name, level in (("a", 0.8), ("b", 0.7)):
+        add_curve(empty, name, level, TASK)
+    flag = "uncalibrated"  # of the share alone: no score on the page has it
+    real = comparisons.compare.label_shares
+    monkeypatch.setattr(
+        comparisons.compare,
+        "label_shares",
+        lambda *given: {k: replace(s, flags=(flag,)) for k, s in real(*given).items()},
+    )
+    html = Visitor(create_app(empty, BUDGETS)).get(PERCENT_PAGE).text
+    (shares,) = re.findall(r'<table class="saved">.*?</table>', html, re.S)
+    (letter,) = re.findall(r'</span><sup><a href="#note-(\w+)"', shares)
+    assert html.count(f'href="#note-{letter}"') == 1
+    assert f'<div id="note-{letter}"><dt>{letter}</dt><dd>{FLAGS[flag]}</dd>' in html
+
+
 def test_few_shot_compares_but_knows_no_share_of_labels(visitor):
     html = visitor.get(FEW_PAGE).text
     assert "differences-caption" in html
@@ -324,7 +354,7 @@ def test_a_version_that_nobody_has_yet_leaves_the_older_results_with_a_note(empt
     add(empty, [result("a", score=0.8)])
     add(empty, [result("b", score=0.7)])
     visitor = Visitor(create_app(empty, KNOWN))
-    note = f"made at version 1 of the task; version 2 counts now: {WHY}"
+    note = f"task version 2: {WHY}"
     shown = board_json(visitor)
     assert shown["tasks"][0]["superseded"] == note
     assert [m["scores"]["t"]["rank"] for m in shown["models"]] == [1, 2]
@@ -353,7 +383,7 @@ def test_once_somebody_is_redone_older_rows_stand_unranked_beside_them(empty):
         assert "superseded, not ranked" in html
         assert WHY in Page(html).text
     assert visitor.get("/tasks/t").text.count("dot hollow") == 1
-    assert "Superseded." in visitor.get("/tasks/t?version=1").text
+    assert "<strong>Superseded</strong> by task version 2" in visitor.get("/tasks/t?version=1").text
 
 
 def test_a_raised_probe_supersedes_its_rows_on_every_task(empty):
@@ -362,10 +392,8 @@ def test_a_raised_probe_supersedes_its_rows_on_every_task(empty):
     add(empty, [result("b", "u", probe_version=2)])
     rows = Visitor(create_app(empty)).get("/api/v1/results").json()["results"]
     assert {(r["model"], r["task"]): r["superseded"] for r in rows} == {
-        ("a", "t"): "made at version 1 of the linear probe; version 2 counts now: "
-        "no reason is recorded",
-        ("a", "u"): "made at version 1 of the linear probe; version 2 counts now: "
-        "no reason is recorded",
+        ("a", "t"): "probe version 2: no reason is stated",
+        ("a", "u"): "probe version 2: no reason is stated",
         ("b", "u"): None,
     }
 

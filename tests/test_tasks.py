@@ -566,12 +566,13 @@ def test_a_wrong_table_is_refused(tmp_path: Path, table: str, complaint: str) ->
         tasks.open_cases(tasks.get("sarcoma_ct_sex"), tmp_path, subset=True)
 
 
-def test_an_age_that_is_no_number_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("age", ["unknown", "nan", "inf", ""])
+def test_an_age_that_is_no_number_is_refused(tmp_path: Path, age: str) -> None:
     folder = tmp_path / "soft_tissue_sarcoma"
     (folder / "STS_001").mkdir(parents=True)
-    (folder / "metadata.csv").write_text("id,sex,age_years\nSTS_001,M,unknown\n")
+    (folder / "metadata.csv").write_text(f"id,sex,age_years\nSTS_001,M,{age}\n")
     shutil.copy(Path(__file__), folder / "STS_001" / "mr.nii.gz")  # listing reads no image
-    with pytest.raises(DataError, match="has the age 'unknown'"):
+    with pytest.raises(DataError, match=f"Patient STS_001 has the age '{age}'"):
         tasks.open_cases(tasks.get("sarcoma_mr_age"), tmp_path, subset=True)
 
 

@@ -287,6 +287,22 @@ def test_importing_the_readers_imports_no_heavy_package():
 # --- bad input ---------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("name", "content"), [("x.foo", b"hello"), ("x.nrrd", b""), ("x.nii.gz", b"<html>403</html>")]
+)
+def test_a_file_of_no_known_format_is_told_what_is_read(tmp_path, name, content):
+    path = tmp_path / name
+    path.write_bytes(content)
+    formats = r"NIfTI in one piece.*NRRD.*MetaImage.*"
+    with pytest.raises(VolumeError, match=rf"{name} .*{formats}folder of DICOM.*NPZ"):
+        read_image(path, "HU")
+    with pytest.raises(VolumeError, match=rf"{name} .*{formats}NPZ") as caught:
+        read_mask(path, [1])
+    assert "folder" not in str(caught.value)
+    with pytest.raises(VolumeError, match="not a NIfTI file in one piece"):
+        read_nifti(path, "HU")
+
+
 @settings(max_examples=25, deadline=None)
 @given(st.floats(0.0, 0.999))
 def test_a_truncated_gzip_file_is_refused_wherever_it_ends(tmp_path_factory, share):
