@@ -52,12 +52,16 @@ def quickstart(
     Needs no data and no network: a cohort is derived from the one template head that nilearn
     ships. A check of the machinery, never evidence.
     """
-    from . import console, session
+    from . import choosing, console, runs, upkeep
 
     work = _open(context, db, None, device)
-    loaders, chosen, protocols = session.baselines(), session.suite("smoke"), session.probes(None)
+    loaders, chosen, protocols = (
+        choosing.baselines(),
+        choosing.suite("smoke"),
+        choosing.probes(None),
+    )
     with console.progress(list(loaders), chosen, protocols) as reporter:
-        ran = session.evaluate(
+        ran = runs.evaluate(
             work,
             encoders=loaders,
             tasks=chosen,
@@ -68,7 +72,7 @@ def quickstart(
     console.print_scores(work, ran)
     if serve and sys.stdout.isatty():
         console.print_address(host, port)
-        session.serve(work.url, host, port)
+        upkeep.serve(work.url, host, port)
     else:
         console.print_serve_hint(work.shown_url)
     _exit_with(ran.outcome.failures)
@@ -138,23 +142,23 @@ def evaluate(
 
     What is stored already for the same weights, images and sides is not computed again.
     """
-    from . import console, dry_runs, report, runner, session, tables
+    from . import choosing, console, dry_runs, report, runner, runs, tables
 
     part = runner.Shard.parse(shard)
     started = datetime.now(UTC)
     work = _open(context, db, data_root, device)
-    chosen, protocols = session.tasks(task or [], suite), session.probes(probe)
-    loaders = session.encoders(encoder, arguments, weights)
+    chosen, protocols = choosing.tasks(task or [], suite), choosing.probes(probe)
+    loaders = choosing.encoders(encoder, arguments, weights)
     if dry_run:
         tables.print_plan(dry_runs.plan(work, loaders, chosen, subset))
         return
     if not any(runner.parts(list(loaders), chosen, part).values()):
         typer.echo(f"Part {shard} has nothing to do: there are fewer (encoder, data set) pairs.")
         return
-    folder = out or session.run_folder(started)
-    session.check_writable(folder, predictions, json_file and json_file.absolute().parent)
+    folder = out or runs.run_folder(started)
+    runs.check_writable(folder, predictions, json_file and json_file.absolute().parent)
     with console.progress(list(loaders), chosen, protocols) as reporter:
-        ran = session.evaluate(
+        ran = runs.evaluate(
             work,
             encoders=loaders,
             tasks=chosen,
@@ -166,7 +170,7 @@ def evaluate(
         )
     scores = console.print_scores(work, ran)
     if predictions:
-        session.export_predictions(work, ran, predictions)
+        runs.export_predictions(work, ran, predictions)
     console.print_summary(report.write_report(work, ran, folder, _command_line(), started, scores))
     _exit_with(ran.outcome.failures)
 
@@ -174,10 +178,10 @@ def evaluate(
 @app.command()
 def recompute(context: typer.Context, db: Database = None) -> None:
     """Rebuild every stored score from its per-case predictions and compare to the last digit."""
-    from . import session, tables
+    from . import session, tables, upkeep
 
     work = _open(context, session.existing_database(db), None, "cpu")
-    differing = tables.print_recomputed(session.recompute(work))
+    differing = tables.print_recomputed(upkeep.recompute(work))
     if differing:
         raise typer.Exit(1)
 
@@ -198,10 +202,10 @@ def rescore(
     What stored predictions allow is recomputed; what needs features is queued, and the board says
     that it waits. The old rows stay, marked as superseded.
     """
-    from . import session, tables
+    from . import session, tables, upkeep
 
     work = _open(context, session.existing_database(db), None, "cpu")
-    tables.print_rescored(session.rescore(work, task or [], dry_run), dry_run)
+    tables.print_rescored(upkeep.rescore(work, task or [], dry_run), dry_run)
 
 
 @app.command()
@@ -267,12 +271,12 @@ def cache(
 @app.command()
 def serve(db: Database = None, host: Host = "127.0.0.1", port: Port = 8000) -> None:
     """Serve the leaderboard."""
-    from . import console, session
+    from . import console, session, upkeep
 
     url = session.existing_database(db)
-    session.check_database(url)
+    upkeep.check_database(url)
     console.print_address(host, port)
-    session.serve(url, host, port)
+    upkeep.serve(url, host, port)
 
 
 app.add_typer(db_app, name="db")

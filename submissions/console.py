@@ -26,7 +26,8 @@ from .scores import FLOOR, Line, RunScores, TaskScores, gather
 from .terminal import out
 
 if TYPE_CHECKING:
-    from .session import Ran, Session
+    from .runs import Ran
+    from .session import Session
 
 __all__ = ["print_address", "print_scores", "print_serve_hint", "print_summary", "progress"]
 

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from ..benchmark.features import batch_size, data_set_of, extract
 from ..benchmark.grids import tile_count
 from ..benchmark.types import Task
+from .choosing import LoadEncoder
 from .runner import open_task
-from .session import LoadEncoder, Session
+from .session import Session
 
 LARGEST_SAMPLE = 32
 """Cases that are embedded to know the cost of all, at most."""

@@ -30,7 +30,8 @@ from .scores import RunScores, TaskScores, gather
 
 if TYPE_CHECKING:
     from .runner import OpenTask
-    from .session import Ran, Session
+    from .runs import Ran
+    from .session import Session
 
 NAME = "summary.html"
 
@@ -93,7 +94,7 @@ def write_report(
     Raises:
         StorageError: the folder cannot be written.
     """
-    from .session import write_json_lines
+    from .runs import write_json_lines
 
     found = scores or gather(work, ran)
     parts = _parts(work, ran, found)
@@ -171,7 +172,7 @@ def _label_shares(
 
     The reference is the floor, or else the first model, whose curve is there.
     """
-    from .session import predictions_of
+    from .runs import predictions_of
 
     percent = [name for name, (_, budget) in budgets.items() if budget.unit == "percent"]
     if not percent:

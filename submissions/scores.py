@@ -17,7 +17,8 @@ from ..leaderboard.sizes import size_in_words
 
 if TYPE_CHECKING:
     from .runner import OpenTask
-    from .session import Ran, Session
+    from .runs import Ran
+    from .session import Session
 
 FLOOR = "intensity"
 """The model that differences are taken against where it took part."""
@@ -130,7 +131,7 @@ class RunScores:
 
 def gather(work: Session, ran: Ran) -> RunScores:
     """Arrange the rows of a run, and compare every model with the floor."""
-    from .session import differences, rows_of
+    from .runs import differences, rows_of
 
     rows = rows_of(work, ran)
     present = {row.result.probe for row in rows}
@@ -169,7 +170,7 @@ def _place(probe: Probe) -> tuple[bool, bool, str]:
 
 
 def _one_number(budget: Budget | None) -> bool:
-    """Whether ``session.differences`` compares what the table shows."""
+    """Whether ``runs.differences`` compares what the table shows."""
     return budget is None or budget.area
 
 

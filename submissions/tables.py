@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ..benchmark.cache import CacheEntry
     from .dry_runs import Plan
     from .rescoring import Rescored
-    from .session import Recomputed
+    from .upkeep import Recomputed
 
 
 def _print(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:

@@ -18,7 +18,8 @@ from tomoprobe.benchmark.types import Result, Task, TaskCard
 from tomoprobe.leaderboard.records import StoredRow
 from tomoprobe.submissions import console, progress, scores
 from tomoprobe.submissions.runner import Failure, OpenTask, Outcome, Reporter
-from tomoprobe.submissions.session import Ran, Session
+from tomoprobe.submissions.runs import Ran
+from tomoprobe.submissions.session import Session
 
 from .toy import CARD
 
@@ -76,9 +77,9 @@ def printed(monkeypatch: pytest.MonkeyPatch):
         rows = [StoredRow(i, r, True, flags, "") for i, (r, flags) in enumerate(results)]
         names = list(dict.fromkeys(r.probe for r, _ in results))
         differing = {CARD.name: {r.model_sha: gap for r, _ in results if r.model != "intensity"}}
-        monkeypatch.setattr("tomoprobe.submissions.session.rows_of", lambda work, ran: rows)
+        monkeypatch.setattr("tomoprobe.submissions.runs.rows_of", lambda work, ran: rows)
         monkeypatch.setattr(
-            "tomoprobe.submissions.session.differences",
+            "tomoprobe.submissions.runs.differences",
             lambda work, ran, probe, floor: differing if gap else {},
         )
         paper = io.StringIO()

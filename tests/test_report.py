@@ -21,10 +21,11 @@ from tomoprobe.benchmark.errors import EncoderError, StorageError
 from tomoprobe.benchmark.statistics import FLAGS
 from tomoprobe.benchmark.types import Budget, Case, Task, TaskCard, Volume
 from tomoprobe.leaderboard.printing import interval_text, score_text
-from tomoprobe.submissions import report, session
+from tomoprobe.submissions import report, runs, session
 from tomoprobe.submissions.pictures import Picture, pictures
 from tomoprobe.submissions.progress import Tracker
-from tomoprobe.submissions.session import Ran, Session
+from tomoprobe.submissions.runs import Ran
+from tomoprobe.submissions.session import Session
 
 from .test_browser import CONTRASTS, browser
 from .toy import CARD, ENCODER_CARD, ToyEncoder, case, cases
@@ -91,7 +92,7 @@ ENCODERS = {
 
 def made(folder: Path, tasks: list[Task], encoders: list[str], probes: tuple) -> tuple:
     work = session.open_session(str(folder / "scores.db"), folder, "cpu")
-    ran = session.evaluate(
+    ran = runs.evaluate(
         work,
         encoders={name: ENCODERS[name] for name in encoders},
         tasks=tasks,
@@ -172,7 +173,7 @@ def test_failures_are_told_with_their_reason(whole) -> None:
 def test_every_number_of_the_task_metric_is_on_the_page_with_its_interval(whole) -> None:
     work, ran, page = whole
     shown = 0
-    for row in (stored.result for stored in session.rows_of(work, ran)):
+    for row in (stored.result for stored in runs.rows_of(work, ran)):
         card = next(o.task.card for o in ran.tasks if o.task.card.name == row.task)
         if row.metric == card.metric and row.score is not None:
             numbers = row.metric, row.score, row.low, row.high
@@ -250,7 +251,7 @@ def test_curves_and_rows_lie_beside_the_page_and_nothing_else(whole) -> None:
         assert drawing.getroot().tag.endswith("svg")
     lines = (page.parent / "rows.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines] == [
-        row.result.as_dict() for row in session.rows_of(work, ran)
+        row.result.as_dict() for row in runs.rows_of(work, ran)
     ]
 
 

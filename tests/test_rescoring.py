@@ -15,7 +15,8 @@ from tomoprobe.benchmark.types import Change, Probe, Task, TaskCard, redone_sinc
 from tomoprobe.leaderboard import db
 from tomoprobe.submissions.rescoring import rescore
 from tomoprobe.submissions.runner import open_task, run
-from tomoprobe.submissions.session import Session, recompute
+from tomoprobe.submissions.session import Session
+from tomoprobe.submissions.upkeep import recompute
 
 from .toy import CARD, TOY, ToyEncoder, cases
 
