@@ -6,7 +6,6 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from monai.transforms import GibbsNoise
 from PIL import Image
 from scipy import ndimage
 

@@ -66,9 +66,11 @@ TINY = Preset(
     # The network has no fixed size: it learns on grids of 32^3 and is run on larger ones [D].
     shape=(64, 64, 64),
     readout="relu",
-    steps=1200,
-    batch=1,
-    learning_rate=1e-3,  # [D]: the authors' rate is for 500 times as many steps
+    steps=400,
+    # [D]: of one pair the coarsest layer has 16 voxels for its batch norm, and 100 such steps do
+    # not lead below the loss of a constant embedding (5.53, held out); 100 of four pairs do (5.37).
+    batch=4,
+    learning_rate=2e-3,  # [D]: the authors' rate is for 1500 times as many steps
     weight_decay=(1e-5, 1e-5),
     warmup=20,  # [D]
     schedule="linear",
