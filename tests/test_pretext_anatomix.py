@@ -1,61 +1,188 @@
-"""anatomix's pretext: the contrast by hand, and a short training."""
+"""anatomix's objective: whose voxels are compared in which layers, and that it learns."""
 
+import dataclasses
 import json
+import math
 
+import nibabel as nib
 import numpy as np
+import pytest
 import torch
+from torch import nn
+from torch.utils.data import default_collate
 
 from tomoprobe.submissions import pretraining
-from tomoprobe.submissions.baselines._contrast import (
-    contrast_invariance,
-    features_at,
-    labels_at,
-    supervised_contrast,
-)
-from tomoprobe.submissions.baselines.anatomix import PRETEXT
+from tomoprobe.submissions.architectures import anatomix as architecture
+from tomoprobe.submissions.baselines import _contrast as contrast
+from tomoprobe.submissions.baselines import anatomix
 from tomoprobe.submissions.load import load
 
+TINIEST = dataclasses.replace(
+    anatomix.TINY,
+    architecture={"width": 4, "downs": 2},
+    shape=(32, 32, 32),
+    options={**anatomix.TINY.options, "grid": (16, 16, 16), "projector_width": 32},
+)
 
-def by_hand(features, labels, temperature):
-    """Khosla et al. (2020), equation 2, as loops."""
+
+def batch_of(preset, *seeds, data=()):
+    source = anatomix.PRETEXT.source(preset, data)
+    return default_collate([source.sample(np.random.default_rng(seed)) for seed in seeds])
+
+
+def by_definition(features, labels, temperature):
+    """Equation 2 of Khosla et al., sum by sum."""
     unit = features / np.linalg.norm(features, axis=1, keepdims=True)
     losses = []
     for i in range(len(unit)):
-        others = [j for j in range(len(unit)) if j != i]
-        e = {j: np.exp(unit[i] @ unit[j] / temperature) for j in others}
-        same = [j for j in others if labels[j] == labels[i]]
-        losses.append(-np.mean([np.log(e[j] / sum(e.values())) for j in same]))
+        others = [a for a in range(len(unit)) if a != i]
+        whole = sum(math.exp(unit[i] @ unit[a] / temperature) for a in others)
+        positive = [p for p in others if labels[p] == labels[i]]
+        shares = [math.exp(unit[i] @ unit[p] / temperature) / whole for p in positive]
+        losses.append(-sum(map(math.log, shares)) / len(positive))
     return np.mean(losses)
 
 
-def test_the_loss_is_supervised_contrast_as_loops_give_it():
-    rng = np.random.default_rng(0)
-    features, labels = rng.normal(size=(12, 5)), np.array([0, 1, 2] * 4)
-    found = supervised_contrast(torch.tensor(features), torch.tensor(labels), 0.33)
-    np.testing.assert_allclose(found.item(), by_hand(features, labels, 0.33), rtol=1e-5)
+def test_the_contrast_of_four_voxels_by_hand():
+    """Each anchor has one positive with cosine 1 and two others with cosine 0, or 0 and 1, 0."""
+    features = torch.tensor([[1.0, 0.0], [0.0, 2.0], [3.0, 0.0], [0.0, 4.0]])
+    found = contrast.supervised_contrast(features, torch.tensor([0, 1, 0, 1]), 0.5)
+    assert found.item() == pytest.approx(-math.log(math.e**2 / (math.e**2 + 2)), rel=1e-5)
+    swapped = contrast.supervised_contrast(features, torch.tensor([0, 0, 1, 1]), 0.5)
+    assert swapped.item() == pytest.approx(math.log(math.e**2 + 2), rel=1e-5)
 
 
-def test_the_loss_is_least_where_labels_are_told_apart():
+def test_voxels_of_one_label_alone_have_no_nan_in_the_gradient():
+    features = torch.randn(6, 4, requires_grad=True)
+    contrast.supervised_contrast(features, torch.zeros(6), 0.33).backward()
+    assert features.grad is not None
+    assert features.grad.isfinite().all()
+
+
+def test_labels_of_a_coarse_voxel_are_those_where_it_begins():
+    labels = torch.arange(2 * 8 * 8 * 4).view(2, 8, 8, 4)
+    found = contrast.labels_at(labels, (4, 4, 2), torch.arange(32))
+    expected = nn.functional.interpolate(labels[:, None].float(), (4, 4, 2), mode="nearest")
+    assert torch.equal(found, expected.flatten(1).long())
+    assert found[0, 31] == labels[0, 6, 6, 2]
+
+
+def test_features_and_labels_are_read_at_the_same_places():
+    labels = torch.arange(8 * 6 * 4).view(1, 8, 6, 4)
+    maps = labels[:, ::2, ::2, ::2].float()[None].expand(2, 3, -1, -1, -1)
+    positions = contrast.drawn_positions((4, 3, 2), 10, torch.device("cpu"))
+    features = contrast.features_at(maps, positions)
+    read = contrast.labels_at(labels, (4, 3, 2), positions)[0]
+    assert features.shape == (2, 10, 3)
+    assert torch.equal(features[1, :, 2].long(), read)
+    assert len(positions.unique()) == 10
+    assert len(contrast.drawn_positions((2, 2, 2), 512, torch.device("cpu"))) == 8
+
+
+def test_projectors_have_three_layers_and_no_parameters_in_the_last_norm():
+    modules = list(contrast.projector(16, 256, 3))
+    linear = [m for m in modules if isinstance(m, nn.Linear)]
+    assert [(m.in_features, m.out_features) for m in linear] == [(16, 256), (256, 256), (256, 256)]
+    assert [m.affine for m in modules if isinstance(m, nn.BatchNorm1d)] == [True, True, False]
+
+
+def test_both_views_of_a_layer_are_read_at_one_set_of_voxels_in_six_layers(monkeypatch):
+    drawn, read = [], []
+    draw, features_at = anatomix.drawn_positions, anatomix.features_at
+
+    def noted(sides, count, device):
+        drawn.append((tuple(sides), draw(sides, count, device)))
+        return drawn[-1][1]
+
+    def read_at(maps, positions):
+        read.append((tuple(maps.shape[:2]), positions))
+        return features_at(maps, positions)
+
+    monkeypatch.setattr(anatomix, "drawn_positions", noted)
+    monkeypatch.setattr(anatomix, "features_at", read_at)
+    preset = dataclasses.replace(anatomix.TINY, batch=1)
+    anatomix.PRETEXT.objective(preset).loss(batch_of(preset, 0), 0.0)
+    assert [sides[0] for sides, _ in drawn] == [4, 2, 4, 8, 16, 32]
+    assert [len(positions) for _, positions in drawn] == [64, 8, 64, 512, 512, 512]
+    assert [shape for shape, _ in read] == [(2, n) for n in (64, 128, 64, 32, 16, 16)]
+    assert all(x is y for (_, x), (_, y) in zip(drawn, read, strict=True))
+
+
+def test_the_loss_is_the_mean_over_layers_and_samples_of_the_papers_sum(monkeypatch):
+    """Against the definition, on what the projectors give."""
+    seen = []
+    supervised = anatomix.supervised_contrast
+
+    def noted(features, labels, temperature):
+        seen.append((features.detach().double().numpy(), labels.numpy(), temperature))
+        return supervised(features, labels, temperature)
+
+    monkeypatch.setattr(anatomix, "supervised_contrast", noted)
+    preset = dataclasses.replace(TINIEST, options={**TINIEST.options, "positions": 20})
+    loss, _ = anatomix.PRETEXT.objective(preset).loss(batch_of(preset, 0, 1), 0.0)
+    layers = architecture.build(shape=(16,) * 3, channels=1, readout="relu", downs=2).contrasted
+    assert len(seen) == 2 * len(layers)
+    assert all(len(x) == 40 and (y[:20] == y[20:]).all() for x, y, _ in seen)
+    assert loss.item() == pytest.approx(np.mean([by_definition(*x) for x in seen]), rel=1e-4)
+
+
+@pytest.mark.slow
+def test_it_learns_what_helps_on_pairs_it_has_not_seen():
+    torch.manual_seed(0)
+    objective = anatomix.PRETEXT.objective(TINIEST)
+    held_out = batch_of(TINIEST, 100, 101, 102, 103)
+
+    def check():
+        with torch.no_grad():
+            torch.manual_seed(1)
+            return objective.loss(held_out, 0.0)[0].item()
+
+    before = check()
+    optimizer = torch.optim.AdamW(objective.parameters(), lr=3e-3)
+    for step in range(60):
+        loss, _ = objective.loss(batch_of(TINIEST, step), 0.0)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert check() < before - 0.1
+
+
+def test_measures_tell_invariance_from_collapse():
     labels = torch.tensor([0, 0, 1, 1])
-    apart = torch.tensor([[1.0, 0], [1, 0], [0, 1], [0, 1]])
-    mixed = torch.tensor([[1.0, 0], [0, 1], [1, 0], [0, 1]])
-    assert supervised_contrast(apart, labels, 0.33) < supervised_contrast(mixed, labels, 0.33)
+    axes = torch.eye(2)[labels]
+    perfect = contrast.contrast_invariance(axes, 3 * axes, labels)
+    assert perfect["same_voxel"] == pytest.approx(1)
+    assert perfect["other_label"] == pytest.approx(0)
+    assert perfect["accuracy"] == 1
+    assert perfect["embedding_std"] > 0.5
+    collapsed = contrast.contrast_invariance(torch.ones(4, 2), torch.ones(4, 2), labels)
+    assert collapsed["embedding_std"] == pytest.approx(0, abs=1e-6)
+    assert contrast.contrast_invariance(axes[:2], axes[:2], labels[:2])["other_label"] == 0
 
 
-def test_a_position_is_the_same_place_in_both_views_and_in_the_labels():
-    maps = torch.arange(64.0).view(1, 1, 4, 4, 4).repeat(2, 3, 1, 1, 1)
-    positions = torch.tensor([0, 21, 63])
-    found = features_at(maps, positions)
-    assert torch.equal(found[0], found[1])
-    assert found[0, :, 0].tolist() == [0.0, 21.0, 63.0]
-    labels = torch.arange(64).view(1, 4, 4, 4)
-    assert labels_at(labels, (4, 4, 4), positions).tolist() == [[0, 21, 63]]
+def test_labels_made_by_the_objective_follow_the_seed_and_may_come_from_masks(tmp_path):
+    preset = dataclasses.replace(TINIEST, options={**TINIEST.options, "labels_on_device": True})
+    objective = anatomix.PRETEXT.objective(preset)
+    batch = batch_of(preset, 0, 1)
+    assert set(batch) == {"seed"}
+    device = torch.device("cpu")
+    labels, images = objective.pairs(batch, device)
+    assert labels.shape == (2, 16, 16, 16)
+    assert images.shape == (2, 2, 1, 16, 16, 16)
+    assert torch.equal(objective.pairs(batch, device)[1], images)
+
+    nib.save(nib.Nifti1Image(np.ones((60, 60, 60), np.uint8), np.eye(4)), tmp_path / "cube.nii.gz")
+    batch = batch_of(preset, 0, 1, data=[tmp_path])
+    assert batch["templates"].shape == (2, 39, 16, 16, 16)
+    assert (batch["templates"].flatten(2).sum(2) > 0).sum(1).tolist() == batch["count"].tolist()
+    assert not torch.equal(objective.pairs(batch, device)[0], labels)
 
 
-def test_equal_views_are_fully_invariant():
-    features = torch.randn(30, 8, generator=torch.Generator().manual_seed(0))
-    measures = contrast_invariance(features, features, torch.arange(30) % 3)
-    assert max(measures.values()) > 0.99
+def test_what_is_published_is_the_plain_network_within_4_mib():
+    state = anatomix.PRETEXT.objective(anatomix.TINY).encoder().state_dict()
+    plain = architecture.build(shape=(64, 64, 64), channels=1, readout="relu", width=8)
+    plain.load_state_dict(state, strict=True)
+    assert 2 * sum(x.numel() for x in state.values()) < 4 * 2**20
 
 
 def test_a_short_training_leaves_an_encoder_that_loads(tmp_path):
@@ -70,5 +197,5 @@ def test_a_short_training_leaves_an_encoder_that_loads(tmp_path):
 
 
 def test_both_presets_state_what_they_are_for():
-    assert set(PRETEXT.presets) == {"tiny", "full"}
-    assert all(preset.note for preset in PRETEXT.presets.values())
+    assert set(anatomix.PRETEXT.presets) == {"tiny", "full"}
+    assert all(preset.note for preset in anatomix.PRETEXT.presets.values())
