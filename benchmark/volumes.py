@@ -5,6 +5,7 @@ import math
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 
@@ -15,6 +16,10 @@ from .types import Triple, Unit, Volume
 
 PREPROCESSING_VERSION: int = 1
 """Part of the feature cache's key: raised when reading, resampling or scaling changes a value."""
+
+NUMPY_HEADERS = Lock()
+"""Held while numpy parses the header of an array file: it calls ``ast.literal_eval``, which in
+Python 3.11 fails now and then ("AST constructor recursion depth mismatch") when two threads do."""
 
 GRID_TOLERANCE = 0.1
 """Voxels by which the corners of a mask may lie away from its image's: headers are rounded."""
@@ -210,7 +215,7 @@ def read_npz(path: Path, keys: Sequence[str] = ()) -> dict[str, np.ndarray]:
             # 8 bytes: the widest number. The archive never unpacks more than it states.
             nifti.check_count(stored[key].file_size // 8, f"{path}, array '{key}',")
             try:
-                with archive.open(stored[key]) as file:
+                with archive.open(stored[key]) as file, NUMPY_HEADERS:
                     arrays[key] = np.lib.format.read_array(file, allow_pickle=False)
             except (ValueError, MemoryError, RuntimeError) as error:
                 raise VolumeError(

@@ -118,9 +118,12 @@ class Cohort:
     def _array(self, name: str) -> np.ndarray:
         import numpy as np
 
+        from ..benchmark.volumes import NUMPY_HEADERS
+
         path = self.folder / f"{name}.npy"
         try:
-            return np.load(path, mmap_mode="r")
+            with NUMPY_HEADERS:
+                return np.load(path, mmap_mode="r")
         except (OSError, ValueError) as error:
             raise StorageError(
                 f"{path} of the smoke cohort cannot be read ({error}). Remove the folder "

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -318,3 +319,36 @@ def test_both_tasks_are_neither_trivial_nor_impossible(
     assert auroc["texture"] >= 0.70, auroc
     assert max(auroc.values()) < 0.97, auroc
     assert r2["intensity"] < 0.6 < r2["texture"] < 0.98, r2
+
+
+def test_numpy_headers_are_parsed_by_one_thread_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``ast.literal_eval``, which numpy parses them with, fails in threads of Python 3.11."""
+    from numpy.lib import format as npy
+
+    from tomoprobe.benchmark.volumes import read_npz
+
+    np.save(tmp_path / "voxels.npy", np.zeros(3))
+    np.savez(tmp_path / "arrays.npz", a=np.zeros(3))
+    inside, most = 0, 0
+
+    def slowly(real):
+        def call(*arguments, **options):
+            nonlocal inside, most
+            inside += 1
+            most = max(most, inside)
+            time.sleep(0.02)
+            inside -= 1
+            return real(*arguments, **options)
+
+        return call
+
+    monkeypatch.setattr(np, "load", slowly(np.load))
+    monkeypatch.setattr(npy, "read_array", slowly(npy.read_array))
+    cohort = _smoke.Cohort(tmp_path, ())
+    with ThreadPoolExecutor(8) as pool:
+        futures = [pool.submit(cohort.voxels) for _ in range(8)]
+        futures += [pool.submit(read_npz, tmp_path / "arrays.npz") for _ in range(8)]
+        assert all(future.result() is not None for future in futures)
+    assert most == 1
