@@ -10,8 +10,14 @@
     ├── TaskFileError          a task file or object that breaks the contract
     ├── ManifestError          a manifest or its weights that break the contract
     ├── EncoderError           an encoder that misbehaves: NaN, width, batch, buffers
+    │   └── IsolationError     the process that runs a model cannot be closed off, or broke
     ├── ProbeError             a probe that cannot be fitted on these features
     ├── TrainingError          a pretraining that diverged, or that is not its checkpoint's
+    ├── IntakeError            a submission that is refused, with a code and a stage
+    ├── AccessError            no valid token or session, or not allowed to do that
+    ├── QuotaError             too much or too often
+    ├── ConflictError          not in the state that this step needs
+    ├── ServerError            a server that is not reached, or whose answer makes no sense
     └── StorageError           disk full, folder read-only, database locked or too new
 
 Each message says what was wrong, what was expected and what to do. The command line prints the
@@ -82,5 +88,53 @@ class TrainingError(TomoprobeError):
     """A pretraining cannot go on."""
 
 
+class ServerError(TomoprobeError):
+    """A server is not reached, has a fault of its own, or answers what cannot be understood."""
+
+
 class StorageError(TomoprobeError):
     """A folder or database cannot be written or read."""
+
+
+class IsolationError(EncoderError):
+    """The process that runs a model cannot be closed off, or it broke."""
+
+
+class IntakeError(TomoprobeError):
+    """A submission is refused.
+
+    Args:
+        code: what is wrong, in kebab case, e.g. ``"header-overlap"``; stable, so that programs can
+            tell one from another.
+        message: what was wrong and what was expected.
+        stage: ``"upload"``, ``"check"``, ``"extract"`` or ``"probe"``.
+        hint: what to do.
+    """
+
+    def __init__(self, code: str, message: str, *, stage: str, hint: str) -> None:
+        super().__init__(f"{message} {hint}".strip())
+        self.code, self.stage, self.message, self.hint = code, stage, message, hint
+
+
+class AccessError(TomoprobeError):
+    """No valid token or session (401), or one that does not allow this (403)."""
+
+    def __init__(self, message: str, status: int = 401) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class QuotaError(TomoprobeError):
+    """Too much or too often; ``retry_after`` in seconds, None where waiting does not help."""
+
+    def __init__(self, message: str, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class ConflictError(TomoprobeError):
+    """Something is not in the state that this step needs; ``offset`` of an upload, if it is one."""
+
+    def __init__(self, message: str, offset: int | None = None) -> None:
+        super().__init__(message)
+        self.offset = offset

@@ -6,6 +6,7 @@ import hashlib
 import itertools
 import logging
 import platform
+import random
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -115,7 +116,8 @@ def extract(
     """Embed every case.
 
     Args:
-        encoder: already on ``device``.
+        encoder: already on ``device``. One that says ``shuffled = True`` is a stranger's: it gets
+            the batches, which stay the same, in random order.
         cases: any order; rows come back in it.
         field_of_view_mm: of the task, see ``TaskCard``.
         device: "cpu" or "cuda[:i]".
@@ -137,8 +139,9 @@ def extract(
     batch = batch_size(card, device)
     checked = not check
     done = 0
+    chunks = _chunks(cases, batch, shuffled=getattr(encoder, "shuffled", False))
     with torch.inference_mode():
-        for rows, tiles, counts in _batches(cases, card, field_of_view_mm, batch):
+        for rows, tiles, counts in _batches(cases, chunks, card, field_of_view_mm, batch):
             x = torch.from_numpy(tiles)
             if not checked:
                 _check_batch_independence(encoder, x[:1].to(device))
@@ -165,27 +168,52 @@ def batch_size(card: EncoderCard, device: str) -> int:
     return max(1, budget // (int(np.prod(card.grid.shape)) * (card.channels + card.region)))
 
 
+def _chunks(cases: Sequence[Case], batch: int, shuffled: bool) -> list[list[int]]:
+    """Rows in runs of ``batch``, across which no forward pass reaches: their order is free.
+
+    Who shares a run follows from the cases' names alone, and not from their order, which in many
+    data sets is that of the answers.
+    """
+    rows = sorted(range(len(cases)), key=lambda row: _digest(cases[row].id.encode()))
+    chunks = [rows[start : start + batch] for start in range(0, len(rows), batch)]
+    if shuffled:
+        random.SystemRandom().shuffle(chunks)
+    return chunks
+
+
+def _digest(data: bytes | memoryview) -> bytes:
+    return hashlib.blake2b(data, digest_size=16).digest()
+
+
 def _batches(
-    cases: Sequence[Case], card: EncoderCard, field_of_view_mm: Triple | None, batch: int
+    cases: Sequence[Case],
+    chunks: Sequence[Sequence[int]],
+    card: EncoderCard,
+    field_of_view_mm: Triple | None,
+    batch: int,
 ) -> Iterator[tuple[list[int], np.ndarray, list[int]]]:
     """Whole cases, grouped until ``batch`` tiles are reached; loading runs ahead in threads.
 
-    Yields rows of ``cases``, their tiles (T, C, X, Y, Z) stacked, and the tiles of each row.
+    Yields rows of ``cases``, their tiles (T, C, X, Y, Z) stacked, and the tiles of each row. The
+    order within a group follows from the voxels alone: a place in it tells nothing that they do
+    not, and yet it is the same in every run, as the last digit of a feature can depend on it.
     """
     pool = ThreadPoolExecutor(max_workers=4)
     try:
         pending: deque[Future[np.ndarray]] = deque()
-        waiting = iter(cases)
-        rows: list[int] = []
-        stack: list[np.ndarray] = []
-        for row in range(len(cases)):
-            for case in itertools.islice(waiting, AHEAD - len(pending)):
-                pending.append(pool.submit(tiles_of, case, card, field_of_view_mm))
-            rows.append(row)
-            stack.append(pending.popleft().result())
-            if sum(map(len, stack)) >= batch or row == len(cases) - 1:
-                yield rows, np.concatenate(stack), [len(t) for t in stack]
-                rows, stack = [], []
+        waiting = iter([cases[row] for chunk in chunks for row in chunk])
+        for chunk in chunks:
+            group: list[tuple[bytes, int, np.ndarray]] = []
+            for row in chunk:
+                for case in itertools.islice(waiting, AHEAD - len(pending)):
+                    pending.append(pool.submit(tiles_of, case, card, field_of_view_mm))
+                tiles = np.ascontiguousarray(pending.popleft().result())
+                group.append((_digest(tiles.data.cast("B")), row, tiles))
+                if sum(len(tiles) for _, _, tiles in group) >= batch or row == chunk[-1]:
+                    group.sort(key=lambda one: one[0])
+                    stack = [tiles for _, _, tiles in group]
+                    yield [row for _, row, _ in group], np.concatenate(stack), list(map(len, stack))
+                    group = []
     finally:
         pool.shutdown(cancel_futures=True)  # after a failure nobody waits for what was queued
 

@@ -12,7 +12,7 @@ from sqlalchemy import Engine
 from . import db
 from .board import Board, board
 from .cache import PageCache
-from .ranking import Cell
+from .ranking import UNSAFE, Cell
 from .records import StoredModel, StoredRow, StoredTask
 from .settings import Settings
 from .versions import Versions
@@ -129,6 +129,8 @@ def _cell(cell: Cell) -> dict[str, Any]:
         "n_test": result.n_test if result else None,
         "calibrated": row.calibrated if row else None,
         "flags": list(row.flags) if row else [],
+        "origin": row.origin if row else None,
+        "unsafe": row.unsafe if row else None,
         "superseded": cell.superseded,
         "note": cell.reason,
     }
@@ -161,7 +163,9 @@ def board_as_csv(shown: Board) -> str:
 
 
 def _flags(cell: Cell) -> tuple[str, ...]:
-    return cell.row.flags if cell.row else ()
+    if cell.row is None:
+        return ()
+    return (*cell.row.flags, *[UNSAFE] * cell.row.unsafe)
 
 
 def _harmless(value: Any) -> Any:
@@ -206,6 +210,8 @@ def _result(row: StoredRow, versions: Versions) -> dict[str, Any]:
         **row.result.as_dict(),
         "calibrated": row.calibrated,
         "flags": list(row.flags),
+        "origin": row.origin,
+        "unsafe": row.unsafe,
         "superseded": versions.superseded(row.result) or None,
         "added": row.added,
     }

@@ -2,6 +2,10 @@
 
 A backup is a SQLite file with the same tables at the same revision as the database it was taken
 from, so it can also be read and served as it is.
+
+It holds what the database holds: also accounts, what is withdrawn or anonymous, and the digests of
+tokens and sessions (``intake_tables.SECRETS``), never the secrets themselves. Keep it as safe as
+the database.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,9 +19,9 @@ from sqlalchemy import URL, Connection, Engine, event
 from sqlalchemy.exc import DatabaseError, DataError, IntegrityError
 
 from ..benchmark.errors import StorageError
+from .intake_tables import METADATA
 from .opening import connect, known_revisions, move, revision_of, writing
 from .storage_errors import reported, shown
-from .tables import METADATA
 
 _ROWS = 1000
 """Rows in memory at a time: well under 1 MB of numbers and cards."""
@@ -175,7 +179,7 @@ def _continue_ids(target: Connection, tables: Sequence[sa.TableClause]) -> None:
     if target.dialect.name != "postgresql":
         return
     for table in tables:
-        if "id" in table.c:
+        if "id" in table.c and isinstance(table.c.id.type, sa.Integer):  # others are chosen
             last = target.scalar(sa.select(sa.func.max(table.c.id)))
             if last is not None:
                 sequence = sa.func.pg_get_serial_sequence(table.name, "id")

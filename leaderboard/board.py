@@ -97,6 +97,16 @@ def answered_by(probe: str, units: Iterable[Unit]) -> set[tuple[str, int]]:
     return {(unit.task, unit.task_version) for unit in units if unit.probe == probe}
 
 
+def deciding(units: Sequence[Unit], self_run: Collection[Unit]) -> list[Unit]:
+    """Units from which it is told what version of a task and a probe is shown.
+
+    Self-run ones decide only where there is nothing else: nobody can make the rows of others look
+    old with numbers of his own.
+    """
+    ours = {(u.task, u.probe) for u in units if u not in self_run}
+    return [u for u in units if u not in self_run or (u.task, u.probe) not in ours]
+
+
 def board(engine: Engine, parameters: Iterable[tuple[str, str]], settings: Settings) -> Board:
     """The board that the GET parameters ask for.
 
@@ -108,7 +118,8 @@ def board(engine: Engine, parameters: Iterable[tuple[str, str]], settings: Setti
     choices = Choices.of(newest(stored), units, suites)
     view = View.parse(parameters, choices)
     probe = view.probe or preferred_probe(choices.probe)
-    answered = answered_by(probe, units)
+    shown = deciding(units, db.self_run_units(engine))
+    answered = answered_by(probe, shown)
     let_through = [task for task in newest(stored, answered) if view.shows(task.card, suites)]
     # A task that is named stays; otherwise a column without a single result says nothing.
     tasks = [t for t in let_through if (t.name, t.version) in answered or t.name in view.task]
@@ -116,7 +127,7 @@ def board(engine: Engine, parameters: Iterable[tuple[str, str]], settings: Setti
     known_shots = shots_of(rows)
     shots = chosen_shots(view.shots, known_shots, shots_of(scored(rows)), all_sizes(settings))
     versions = Versions.of(stored, units, settings)
-    columns = [column_of(task, probe, probe_version(task, probe, units), shots) for task in tasks]
+    columns = [column_of(task, probe, probe_version(task, probe, shown), shots) for task in tasks]
     found = standings(rows, columns, [model.model_sha for model in models], units, versions)
     named = labels(models)
     return Board(

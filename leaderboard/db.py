@@ -4,24 +4,28 @@ Rows are added, never edited. A unit (one model, task and probe on one state of 
 written in one transaction: a killed run loses at most the unit in hand.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from datetime import UTC, datetime
 from math import isfinite
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import sqlalchemy as sa
 from sqlalchemy import Connection, Engine
 
 from ..benchmark.errors import StorageError, UnknownNameError
 from ..benchmark.types import Result
+from .accounts import audit
+from .clock import today
+from .hiding import hiding, last_change, public, withheld
 from .opening import connect, migrate, migrate_to, newest, revision, writing
-from .records import Json, Pending, StoredModel, StoredRow, StoredTask, Unit
+from .records import Json, Origin, Pending, StoredModel, StoredRow, StoredTask, Unit
 from .storage_errors import reported
 from .tables import MODELS, PENDING, PREDICTIONS, RESULTS, TASKS
 
 __all__ = [
     "add",
+    "anonymous",
     "connect",
     "is_done",
     "migrate",
@@ -32,9 +36,11 @@ __all__ = [
     "parquet",
     "pending",
     "predictions",
+    "public",
     "queue",
     "revision",
     "rows",
+    "self_run_units",
     "state",
     "task",
     "tasks",
@@ -58,8 +64,14 @@ def add(
     parquet: bytes,
     flags: Sequence[Sequence[str]],
     added: datetime | None = None,
+    origin: Origin = "local",
+    unsafe: bool = False,
+    also: Callable[[Connection], None] | None = None,
 ) -> bool:
     """Store one unit in one transaction; a unit that is there is left as it is.
+
+    Unless it is trusted less: what the submitter computed gives way to what was computed here,
+    and what was made without isolation to what was made with it. The audit keeps the old scores.
 
     Args:
         engine: of a migrated database.
@@ -71,6 +83,10 @@ def add(
         parquet: per-case predictions from which the numbers can be recomputed.
         flags: warnings, in the order of ``results``.
         added: now, unless given.
+        origin: who computed it.
+        unsafe: whether the model ran without isolation.
+        also: done in the same transaction, whether the unit is new or not; where it raises,
+            nothing is stored.
 
     Returns:
         Whether anything was added.
@@ -82,11 +98,15 @@ def add(
     unit = _unit_of(results)
     if (model_sha, task_card["name"], task_card["version"]) != unit[:3]:
         raise ValueError(f"Cards of {model_sha}, {task_card['name']} with results of {unit}.")
+    if origin not in get_args(Origin):
+        raise ValueError(f"A row is of {', '.join(get_args(Origin))}, not of '{origin}'.")
     stamp = _stamp(added)
     with reported(engine), writing(engine) as connection:
-        if _has(connection, unit):
+        if _has(connection, unit) and not _give_way(connection, unit, origin, unsafe):
+            if also is not None:
+                also(connection)
             return False
-        _add_model(connection, model_sha, model_card, manifest, stamp)
+        _add_model(connection, model_sha, model_card, manifest, stamp, origin)
         _add_task(connection, task_card, stamp)
         connection.execute(
             sa.insert(PREDICTIONS).values(**unit._asdict(), parquet=parquet, added=stamp)
@@ -100,13 +120,17 @@ def add(
                     "calibrated": "uncalibrated" not in marks,
                     "flags": list(marks),
                     "added": stamp,
+                    "origin": origin,
+                    "unsafe": unsafe,
                 }
                 for result, marks in zip(results, flags, strict=True)
             ],
         )
-        if not any(result.subset for result in results):
+        if origin != "self-run" and not any(result.subset for result in results):
             question = {name: getattr(unit, name) for name in _QUESTION}
             connection.execute(sa.delete(PENDING).where(*_equal(PENDING, question)))
+        if also is not None:
+            also(connection)
     return True
 
 
@@ -138,12 +162,40 @@ def queue(engine: Engine, units: Sequence[Pending]) -> int:
             key = {name: getattr(unit, name) for name in _QUESTION}
             waits = sa.exists().where(*_equal(PENDING, key))
             # an incomplete copy is no answer to what was asked
-            done = sa.exists().where(*_equal(RESULTS, key), RESULTS.c.subset.is_(False))
+            done = sa.exists().where(
+                *_equal(RESULTS, key),
+                RESULTS.c.subset.is_(False),
+                RESULTS.c.origin != "self-run",
+            )
             if not connection.scalar(sa.select(sa.or_(waits, done))):
                 values = {**vars(unit), "added": unit.added or stamp}
                 connection.execute(sa.insert(PENDING).values(**values))
                 count += 1
     return count
+
+
+def _trust(origin: str, unsafe: bool) -> int:
+    return 0 if origin == "self-run" else 1 if unsafe else 2
+
+
+def _give_way(connection: Connection, unit: Unit, origin: str, unsafe: bool) -> bool:
+    """Remove a stored unit that is trusted less than what comes; whether it was."""
+    where = _equal(RESULTS, unit._asdict())
+    stored = connection.execute(sa.select(RESULTS).where(*where)).mappings().all()
+    if not stored or _trust(stored[0]["origin"], stored[0]["unsafe"]) >= _trust(origin, unsafe):
+        return False
+    kept = ("metric", "shots", "seed", "score", "low", "high", "origin", "unsafe", "added")
+    audit(
+        connection,
+        "platform",
+        "unit-replaced",
+        unit.model_sha,
+        unit=unit._asdict(),
+        rows=[{name: row[name] for name in kept} for row in stored],
+    )
+    connection.execute(sa.delete(RESULTS).where(*where))
+    connection.execute(sa.delete(PREDICTIONS).where(*_equal(PREDICTIONS, unit._asdict())))
+    return True
 
 
 def _stamp(moment: datetime | None) -> str:
@@ -162,8 +214,18 @@ def _unit_of(results: Sequence[Result]) -> Unit:
     return units.pop()
 
 
-def _add_model(connection: Connection, sha: str, card: Json, manifest: Json, stamp: str) -> None:
+def _add_model(
+    connection: Connection, sha: str, card: Json, manifest: Json, stamp: str, origin: Origin
+) -> None:
     if connection.scalar(sa.select(sa.exists().where(MODELS.c.model_sha == sha))):
+        computed_here = sa.exists().where(
+            RESULTS.c.model_sha == sha, RESULTS.c.origin != "self-run"
+        )
+        if origin != "self-run" and not connection.scalar(sa.select(computed_here)):
+            # what was claimed with predictions gives way to what came with the weights
+            values = {"name": card["name"], "card": card, "manifest": manifest}
+            connection.execute(sa.update(MODELS).where(MODELS.c.model_sha == sha).values(**values))
+            audit(connection, "platform", "card-replaced", sha)
         return
     connection.execute(
         sa.insert(MODELS).values(
@@ -250,13 +312,25 @@ def units(engine: Engine) -> list[Unit]:
     """Every unit that is stored, without its predictions, sorted."""
     columns = [PREDICTIONS.c[name] for name in Unit._fields]
     with reported(engine), engine.connect() as connection:
-        return sorted(Unit(*row) for row in connection.execute(sa.select(*columns)))
+        hidden = hiding(connection).models
+        found = (Unit(*row) for row in connection.execute(sa.select(*columns)))
+        return sorted(unit for unit in found if unit.model_sha not in hidden)
+
+
+def self_run_units(engine: Engine) -> frozenset[Unit]:
+    """Units that their submitters computed."""
+    key = [RESULTS.c[name] for name in Unit._fields]
+    query = sa.select(*key).where(RESULTS.c.origin == "self-run").distinct()
+    with reported(engine), engine.connect() as connection:
+        return frozenset(Unit(*row) for row in connection.execute(query))
 
 
 def pending(engine: Engine) -> list[Pending]:
     """What waits for features, oldest first."""
     with reported(engine), engine.connect() as connection:
-        found = [Pending(**row) for row in connection.execute(sa.select(PENDING)).mappings()]
+        hidden = hiding(connection).models
+        stored = (Pending(**row) for row in connection.execute(sa.select(PENDING)).mappings())
+        found = [unit for unit in stored if unit.model_sha not in hidden]
     return sorted(found, key=lambda p: (p.added, *(getattr(p, name) for name in _QUESTION)))
 
 
@@ -293,7 +367,10 @@ def rows(
     if metric is not None:
         query = query.where(RESULTS.c.metric.in_([metric] if isinstance(metric, str) else metric))
     with reported(engine), engine.connect() as connection:
-        return [_row(found) for found in connection.execute(query).mappings()]
+        hides = hiding(connection)
+        if hides.models:
+            query = query.where(RESULTS.c.model_sha.not_in(hides.models))
+        return [hides.row(_row(found)) for found in connection.execute(query).mappings()]
 
 
 def _row(found: sa.RowMapping) -> StoredRow:
@@ -306,14 +383,24 @@ def _row(found: sa.RowMapping) -> StoredRow:
         found["calibrated"],
         tuple(found["flags"]),
         found["added"],
+        found["origin"],
+        found["unsafe"],
     )
 
 
 def models(engine: Engine) -> list[StoredModel]:
     """Every model, by name."""
     with reported(engine), engine.connect() as connection:
-        found = [StoredModel(**row) for row in connection.execute(sa.select(MODELS)).mappings()]
+        hides = hiding(connection)
+        stored = (StoredModel(**row) for row in connection.execute(sa.select(MODELS)).mappings())
+        found = [hides.model(m) for m in stored if m.model_sha not in hides.models]
     return sorted(found, key=lambda model: (model.name, model.model_sha))
+
+
+def anonymous(engine: Engine) -> frozenset[str]:
+    """``model_sha`` of the models whose name the public may not see."""
+    with reported(engine), engine.connect() as connection:
+        return withheld(connection).anonymous
 
 
 def model(engine: Engine, sha: str) -> StoredModel:
@@ -322,12 +409,15 @@ def model(engine: Engine, sha: str) -> StoredModel:
     Raises:
         UnknownNameError: there is none.
     """
+    if "\x00" in sha:  # PostgreSQL refuses to look for that
+        raise _unknown_model(sha)
     query = sa.select(MODELS).where(MODELS.c.model_sha == sha)
     with reported(engine), engine.connect() as connection:
+        hides = hiding(connection)
         found = connection.execute(query).mappings().first()
-    if found is None:
+    if found is None or sha in hides.models:
         raise _unknown_model(sha)
-    return StoredModel(**found)
+    return hides.model(StoredModel(**found))
 
 
 def _unknown_model(sha: str) -> UnknownNameError:
@@ -381,17 +471,18 @@ def parquet(engine: Engine, unit: Unit) -> bytes:
     """
     query = sa.select(PREDICTIONS.c.parquet).where(*_equal(PREDICTIONS, unit._asdict()))
     with reported(engine), engine.connect() as connection:
-        found = connection.scalar(query)
+        hidden = unit.model_sha in hiding(connection).models
+        found = None if hidden else connection.scalar(query)
     if found is None:
         raise UnknownNameError(f"No predictions are stored of {unit}. Evaluate that model again.")
     return found
 
 
-def state(engine: Engine) -> tuple[int, int]:
-    """Two numbers of which at least one changes with every addition.
+def state(engine: Engine) -> tuple[int, int, int, str]:
+    """Something that changes with every addition, and with what the public may see.
 
-    Cheap: the last id is one index look-up, as ids grow in the order of the commits (see
-    ``opening.writing``), and little waits at a time.
+    Cheap: the last ids are one index look-up each, as ids grow in the order of the commits (see
+    ``opening.writing``), and little waits at a time. The date: an embargo ends with a day.
     """
     query = sa.select(
         sa.select(sa.func.coalesce(sa.func.max(RESULTS.c.id), 0)).scalar_subquery(),
@@ -399,4 +490,5 @@ def state(engine: Engine) -> tuple[int, int]:
     )
     with reported(engine), engine.connect() as connection:
         last, waiting = connection.execute(query).one()
-    return last, waiting
+        now = connection.get_execution_options().get("tomoprobe_now")
+        return last, waiting, last_change(connection), today(now)

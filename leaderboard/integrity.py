@@ -9,10 +9,12 @@ from sqlalchemy import Connection, Engine
 from ..benchmark.errors import StorageError
 from ..benchmark.predictions import from_parquet
 from .backup import batches, page_faults, snapshot
+from .intake_records import ACTIVE
+from .intake_tables import JOBS, METADATA, SUBMISSIONS
 from .opening import newest, revision_of
 from .records import Unit
 from .storage_errors import reported
-from .tables import METADATA, PREDICTIONS, RESULTS
+from .tables import PREDICTIONS, RESULTS
 
 
 @dataclass(frozen=True)
@@ -31,8 +33,8 @@ class Checked:
 def check(engine: Engine) -> Checked:
     """Read everything once, in one state of the database, and say what is wrong.
 
-    Damaged pages (SQLite), rows that refer to nothing, units without results, predictions that
-    cannot be read or are those of another unit.
+    Damaged pages (SQLite), rows that refer to nothing, jobs that nobody would ever do, units
+    without results, predictions that cannot be read or are those of another unit.
 
     Raises:
         StorageError: the database cannot be read, or has no tables of tomoprobe.
@@ -46,7 +48,11 @@ def check(engine: Engine) -> Checked:
         counts = {}
         if not faults:
             counts = _counts(connection)
-            faults = [*_orphans(connection, set(counts)), *_units(engine, connection)]
+            faults = [
+                *_orphans(connection, set(counts)),
+                *_jobs(connection, set(counts)),
+                *_units(engine, connection),
+            ]
     return Checked(found, newest(), counts, tuple(faults))
 
 
@@ -67,11 +73,31 @@ def _orphans(connection: Connection, tables: set[str]) -> Iterator[str]:
             query = (
                 sa.select(sa.func.count())
                 .select_from(table.outerjoin(other, sa.and_(*(a == b for a, b in pairs))))
-                .where(pairs[0][1].is_(None))
+                .where(pairs[0][1].is_(None), *(a.is_not(None) for a, _ in pairs))
             )
             count = connection.scalar(query)
             if count:
                 yield f"{table.name}: {count} rows refer to nothing in {other.name}."
+
+
+def _jobs(connection: Connection, tables: set[str]) -> Iterator[str]:
+    """Submissions and jobs that would wait for ever; not bound by references in the tables."""
+    if not {JOBS.name, SUBMISSIONS.name} <= tables:
+        return
+    jobs = connection.execute(
+        sa.select(JOBS.c.id, JOBS.c.submission_id, JOBS.c.state, JOBS.c.depends_on).order_by(
+            JOBS.c.id
+        )
+    ).all()
+    states = {job.id: job.state for job in jobs}
+    open_jobs = {job.submission_id for job in jobs if job.state in ("waiting", "running")}
+    for job in jobs:
+        before = "done" if job.depends_on is None else states.get(job.depends_on)
+        if job.state == "waiting" and before in (None, "failed", "cancelled"):
+            yield f"jobs: {job.id} waits for job {job.depends_on}, which will never be done."
+    active = sa.select(SUBMISSIONS.c.id).where(SUBMISSIONS.c.state.in_(ACTIVE))
+    for id in sorted(set(connection.scalars(active)) - open_jobs):
+        yield f"submissions: {id} is not ended, but nothing of it is left to be done."
 
 
 def _units(engine: Engine, connection: Connection) -> Iterator[str]:

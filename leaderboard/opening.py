@@ -11,6 +11,7 @@ from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
+from alembic.util import CommandError
 from sqlalchemy import URL, Connection, Engine, event
 from sqlalchemy.exc import ArgumentError
 
@@ -226,7 +227,10 @@ def move(connection: Connection, target: str) -> None:
     config = _config()
     config.attributes["connection"] = connection
     older = age[target] > age[current or "base"]
-    (command.downgrade if older else command.upgrade)(config, target)
+    try:
+        (command.downgrade if older else command.upgrade)(config, target)
+    except CommandError as error:  # of a migration that would lose what must not be lost
+        raise StorageError(str(error)) from error
 
 
 def _config() -> Config:

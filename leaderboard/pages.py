@@ -18,13 +18,13 @@ from ..benchmark.learning_curves import LabelShare
 from ..benchmark.splits import CV_BELOW
 from ..benchmark.statistics import ESTIMANDS, FLAGS
 from ..benchmark.types import Result
-from . import printing, sizes
+from . import markdown, printing, sizes
 from .api import asked
 from .board import board, budget_of, is_evidence
 from .cache import PageCache
 from .comparisons import MOST_COMPARED, Comparer
 from .figures import MOST_POINTS, REFERENCES, curves_figure, scores_figure
-from .ranking import Cell, Standing, higher_is_better
+from .ranking import UNSAFE, Cell, Standing, higher_is_better
 from .records import Json, StoredTask
 from .reports import model_report, task_report
 from .rivals import rivals_of
@@ -153,6 +153,7 @@ def templates(settings: Settings) -> Environment:
         chance=printing.p_text,
         web_address=_web_address,
         breakable=_breakable,
+        markdown=markdown.as_html,
     )
     return environment
 
@@ -191,6 +192,8 @@ def _marks(cell: Cell) -> tuple[str, ...]:
     """
     flags = cell.row.flags if cell.row else ()
     kept = tuple(f for f in flags if f != "undefined" and not f.startswith(SKIPPED))
+    if cell.row is not None and cell.row.unsafe:
+        kept = (*kept, UNSAFE)
     return (*kept, cell.reason) if cell.superseded else kept
 
 

@@ -1,8 +1,9 @@
 """Results -> standings. Pure: no database, no page, and the order of the rows does not matter.
 
 Which numbers compete. A row is *ranked* when it was made on a complete copy of the data, on the
-same data and split as the first complete row of its column, and has a score. All other rows are
-shown with the reason why they do not compete. A row of an older version of the task or the probe
+same data and split as the first complete row of its column, has a score, and was computed here: a
+self-run row neither competes nor decides what others are compared on. All other rows are shown with
+the reason why they do not compete. A row of an older version of the task or the probe
 stands in, unranked and marked, for a model that has none of the version shown.
 
 Ranks. Within a column every ranked row has a rank, and equal scores share the average of the
@@ -13,7 +14,8 @@ nobody's mean rank.
 Sanity checks (cards with ``evidence`` false) count only where no other task is shown. Beside real
 tasks they are shown, but enter neither the mean rank nor the number of tasks done: a simulated
 lesion must not make up for a missing patient. Nor counts a column whose training size could not
-be drawn on its task: nobody can finish it.
+be drawn on its task: nobody can finish it. Nor one in which all rows are self-run: a submitter
+would take the mean rank from all others.
 """
 
 from collections import defaultdict
@@ -26,6 +28,12 @@ from ..benchmark.evaluate import SKIPPED
 from ..benchmark.types import Result
 from .records import StoredRow, Unit
 from .versions import Versions
+
+SELF_RUN = "self-run: computed by the submitter, not rerun from weights"
+"""Why such a row does not compete."""
+
+UNSAFE = "made without isolation"
+"""Said of each row whose model ran in a process that nothing closed off."""
 
 
 def higher_is_better(metric: str) -> bool:
@@ -140,7 +148,9 @@ def standings(
                 cells[sha] = Cell(reason=_why_empty(column, done_elsewhere[sha, column.task]))
         table.append(cells)
 
-    asked = [not why_skipped(cells.values()) for cells in table]
+    asked = [
+        not why_skipped(cells.values()) and not _only_self_run(cells.values()) for cells in table
+    ]
     any_evidence = any(c.evidence and there for c, there in zip(columns, asked, strict=True))
     counting = tuple(
         there and (column.evidence or not any_evidence)
@@ -184,16 +194,22 @@ def average_ranks(scores: Mapping[str, float], higher_is_better: bool) -> dict[s
 def headline(rows: Iterable[StoredRow], ours: tuple[str, str] | None) -> StoredRow:
     """The one row that a model shows for a question, of the several (at least one) it may have.
 
-    Complete before subset; then on the data and split that is ranked (``ours``); then over all
-    seeds before a single one, and the first seed; then on more test cases; then the newest.
+    Computed here before self-run; then complete before subset; then on the data and split that is
+    ranked (``ours``); then over all seeds before a single one, and the first seed; then on more
+    test cases; then the newest.
     """
 
     def key(row: StoredRow) -> tuple[object, ...]:
         r = row.result
         one_seed = (r.seed != "all", r.seed if isinstance(r.seed, int) else -1)
-        return (r.subset, data_of(row) != ours, *one_seed, -r.n_test, -row.id)
+        return (is_self_run(row), r.subset, data_of(row) != ours, *one_seed, -r.n_test, -row.id)
 
     return min(rows, key=key)
+
+
+def is_self_run(row: StoredRow) -> bool:
+    """Whether the submitter computed it."""
+    return row.origin == "self-run"
 
 
 def data_of(row: StoredRow) -> tuple[str, str]:
@@ -202,13 +218,16 @@ def data_of(row: StoredRow) -> tuple[str, str]:
 
 
 def ranked_data(rows: Iterable[StoredRow]) -> tuple[str, str] | None:
-    """Data and split of the first complete row: what later rows are compared on."""
-    first = min((r for r in rows if not r.result.subset), key=lambda r: r.id, default=None)
+    """Data and split of the first complete row of ours: what later rows are compared on."""
+    complete = (r for r in rows if not r.result.subset and not is_self_run(r))
+    first = min(complete, key=lambda r: r.id, default=None)
     return None if first is None else data_of(first)
 
 
 def why_not_ranked(row: StoredRow, ours: tuple[str, str] | None) -> str:
     """Empty for a row that competes."""
+    if is_self_run(row):
+        return SELF_RUN
     if row.result.subset:
         return "made on an incomplete copy of the data"
     if data_of(row) != ours:
@@ -221,15 +240,23 @@ def why_not_ranked(row: StoredRow, ours: tuple[str, str] | None) -> str:
 def why_skipped(cells: Iterable[Cell]) -> tuple[str, ...]:
     """Why the training size of a column could not be drawn; empty: it could, or nobody tried.
 
-    Only complete rows of the column's own version tell: an incomplete copy, or an older version,
-    has other training patients.
+    Only complete rows of ours, of the column's own version, tell: an incomplete copy, or an older
+    version, has other training patients.
     """
     told = [
         _skipped(cell.row)
         for cell in cells
-        if cell.row is not None and not cell.row.result.subset and not cell.superseded
+        if cell.row is not None
+        and not cell.row.result.subset
+        and not cell.superseded
+        and not is_self_run(cell.row)
     ]
     return tuple(sorted({flag.removeprefix(SKIPPED) for flag in told})) if all(told) else ()
+
+
+def _only_self_run(cells: Iterable[Cell]) -> bool:
+    rows = [cell.row for cell in cells if cell.row is not None and not cell.superseded]
+    return bool(rows) and all(is_self_run(row) for row in rows)
 
 
 def _question(row: StoredRow) -> tuple[object, ...]:

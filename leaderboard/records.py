@@ -2,13 +2,18 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from ..benchmark.types import Result
 
 Json = Mapping[str, Any]
 """A card or manifest as it was stored: the vocabulary of the release that wrote it, so a reader
 asks for each field with a default."""
+
+
+Origin = Literal["local", "verified", "self-run"]
+"""Who computed a row: the operator by a command, the platform from submitted weights, or the
+submitter."""
 
 
 class Unit(NamedTuple):
@@ -37,6 +42,9 @@ class StoredRow:
     """Warnings about this number, as the evaluation wrote them."""
     added: str
     """UTC, ISO 8601, e.g. ``"2026-11-23T05:56:00Z"``."""
+    origin: Origin = "local"
+    unsafe: bool = False
+    """The model ran without isolation."""
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from .board import (
     budget_of,
     by_score,
     column_of,
+    deciding,
     labels,
     newest,
     probe_version,
@@ -120,8 +121,9 @@ def task_report(
         ParameterError: there are no results with that probe or number of shots.
     """
     units = db.units(engine)
+    ours = deciding(units, db.self_run_units(engine))
     if version is None:
-        mine = (v for task, v in answered_by(probe, units) if task == name)
+        mine = (v for task, v in answered_by(probe, ours) if task == name)
         version = max(mine, default=None)
     task = db.task(engine, name, version)
     probes = tuple(
@@ -130,7 +132,7 @@ def task_report(
     if probe and probe not in probes:
         raise ParameterError.of("probe with results on this task", probe, probes)
     probe = probe or preferred_probe(probes)
-    version_of_probe = probe_version(task, probe, units)
+    version_of_probe = probe_version(task, probe, ours)
     rows = db.rows(engine, tasks=[name], probe=probe)
     known_shots = shots_of(rows)
     first = task.card["metric"]
@@ -211,17 +213,18 @@ def model_report(engine: Engine, sha: str, settings: Settings) -> ModelReport:
     model = db.model(engine, sha)
     models, units, stored = db.models(engine), db.units(engine), db.tasks(engine)
     versions = Versions.of(stored, units, settings)
+    ours = deciding(units, db.self_run_units(engine))
     scores = []
     probes = sorted({u.probe for u in units if u.model_sha == sha})
     first = preferred_probe(probes)
     for probe in sorted(probes, key=lambda name: name != first):
-        answered = answered_by(probe, units)
+        answered = answered_by(probe, ours)
         asked = [t for t in newest(stored, answered) if (t.name, t.version) in answered]
         rows = ranking_rows(engine, asked, probe)
         shots = chosen_shots("", shots_of(rows), shots_of(scored(rows)))
         found = standings(
             rows,
-            [column_of(task, probe, probe_version(task, probe, units), shots) for task in asked],
+            [column_of(task, probe, probe_version(task, probe, ours), shots) for task in asked],
             [m.model_sha for m in models],
             units,
             versions,

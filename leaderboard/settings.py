@@ -33,6 +33,9 @@ class Settings:
     """By name. Handed in, like the suites: the site sees neither the tasks nor the probes."""
     probes: Mapping[str, Current] = field(default_factory=dict)
 
+    navigation: Sequence[tuple[str, str]] = ()
+    """Path and label of pages beside the board, for the header."""
+
     @property
     def root(self) -> str:
         """What stands before the path of every link: empty, or a path without a final slash."""

@@ -39,6 +39,7 @@ def create_app(engine: Engine, settings: Settings | None = None) -> FastAPI:
         settings: of the operator.
     """
     settings = settings or Settings()
+    engine = db.public(engine)  # no page can show what is withdrawn or under embargo
     # FastAPI's own pages of documentation load scripts from a CDN
     app = FastAPI(title="tomoprobe", docs_url=None, redoc_url=None, openapi_url=None)
     kept = PageCache(lambda: db.state(engine))

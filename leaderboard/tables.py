@@ -67,6 +67,8 @@ RESULTS = sa.Table(
     sa.Column("calibrated", sa.Boolean, nullable=False),
     sa.Column("flags", sa.JSON, nullable=False),
     sa.Column("added", sa.String, nullable=False),
+    sa.Column("origin", sa.String, nullable=False, server_default="local"),
+    sa.Column("unsafe", sa.Boolean, nullable=False, server_default=sa.false()),
     # no number without the predictions it can be recomputed from
     sa.ForeignKeyConstraint(Unit._fields, [f"predictions.{name}" for name in Unit._fields]),
     sa.Index("results_by_question", "task", "probe", "metric"),

@@ -11,7 +11,11 @@ import typer
 
 from ..benchmark.errors import TomoprobeError, UnknownNameError
 from .db_commands import Database, db_app
+from .pack_commands import inspect, pack
 from .pretrain_commands import pretrain, synthesize
+from .submit_commands import cancel, edit, login, logs, status, submit, withdraw
+from .user_commands import users_app
+from .worker_commands import worker
 
 if TYPE_CHECKING:
     from .session import Session
@@ -280,8 +284,19 @@ def serve(db: Database = None, host: Host = "127.0.0.1", port: Port = 8000) -> N
 
 
 app.add_typer(db_app, name="db")
+app.add_typer(users_app, name="users")
 app.command()(pretrain)
 app.command()(synthesize)
+app.command()(inspect)
+app.command()(pack)
+app.command()(worker)
+app.command()(login)
+app.command()(submit)
+app.command()(status)
+app.command()(logs)
+app.command()(cancel)
+app.command()(withdraw)
+app.command()(edit)
 
 
 def _open(context: typer.Context, db: str | None, data_root: Path | None, device: str) -> "Session":

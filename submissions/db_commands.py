@@ -60,6 +60,11 @@ def backup(
 
     counts = databases.backup(session.existing_database(db), file, force=force)
     typer.echo(f"{file}: {_counted(counts)}.")
+    if counts.get("users"):
+        typer.echo(
+            "It holds accounts, digests of their tokens, and what is withdrawn or anonymous: keep "
+            "it as safe as the database."
+        )
 
 
 @db_app.command()
@@ -83,9 +88,10 @@ def merge(
 
     url = session.database_url(db)
     for other in others:
-        added, present = databases.merge(url, session.existing_database(other))
-        typer.echo(f"{other}: {added} units added, {present} there already.")
+        added, present, withheld = databases.merge(url, session.existing_database(other))
+        kept = f", {withheld} withdrawn, under embargo or anonymous left out" if withheld else ""
+        typer.echo(f"{other}: {added} units added, {present} there already{kept}.")
 
 
 def _counted(counts: Mapping[str, int]) -> str:
-    return ", ".join(f"{count} {name}" for name, count in counts.items()) or "no rows"
+    return ", ".join(f"{n} {name}" for name, n in counts.items() if n) or "no rows"

@@ -2,7 +2,7 @@
 
 A *spec* is the name of a baseline, the path of a manifest, the name of a registered architecture
 (then its arguments and weights are given beside it), or ``package.module:factory`` for a Python
-object on this machine. Weights are only ever read from safetensors files.
+object on this machine. Weights are only ever read from safetensors files and ONNX graphs.
 """
 
 from __future__ import annotations
@@ -22,8 +22,16 @@ from ..benchmark.errors import EncoderError, ManifestError, UnknownNameError
 from ..benchmark.types import EncoderCard
 from . import architectures, baselines
 from .architectures._build import build_network, complete_arguments
-from .manifest import Manifest, canonical, card_identity, model_sha, parse, read
-from .manifest_tables import NAME_PATTERN
+from .manifest import (
+    Manifest,
+    canonical,
+    canonical_onnx,
+    card_identity,
+    model_sha,
+    parse,
+    read,
+)
+from .manifest_tables import NAME_PATTERN, OnnxTable
 from .python_objects import modules_of, resolve, source_sha, values_sha
 from .weights import file_sha, load_into, state_sha
 
@@ -75,12 +83,14 @@ def load(
         spec: see the module.
         arguments: of an architecture (where ``readout``, ``seed``, ``shape``, ``spacing``,
             ``channels`` and ``region`` of a bare card may be given, too), or of a Python factory.
-        weights: a safetensors file for an architecture, or instead of the path in a manifest.
+        weights: a safetensors file for an architecture, or a file instead of the one that a
+            manifest names: safetensors, or the ONNX graph.
         device: as torch spells it.
 
     Raises:
         UnknownNameError: the spec names nothing.
         ManifestError: the manifest, arguments or weights do not fit.
+        IntakeError: the ONNX graph of a manifest is refused.
         EncoderError: a Python object that is no encoder, or no such device.
     """
     _check_device(device)
@@ -111,45 +121,35 @@ def _from_manifest(
     manifest: Manifest, folder: Path, weights: Path | None, device: str
 ) -> LoadedEncoder:
     """Build, fill, check and freeze the network of a manifest."""
+    if manifest.onnx is not None:
+        return _from_graph(manifest, manifest.onnx, weights or folder / manifest.onnx.file, device)
     file = weights
     if manifest.weights is not None:
         file = weights or folder / manifest.weights.file
-        promised = manifest.weights.sha256
-        if promised is not None and promised != (found := file_sha(file)):
-            raise ManifestError(
-                f"'{file}' has the sha256 {found}, manifest '{manifest.name}' promises "
-                f"{promised}. Get the file again, or correct the manifest."
-            )
+        _check_sha(manifest, manifest.weights.sha256, file)
     elif weights is not None and manifest.seed is not None:
         raise ManifestError(
             f"Manifest '{manifest.name}' is a random initialisation (seed {manifest.seed}), but "
             "weights are given. Remove the seed or the weights."
         )
-    architecture = architectures.get(manifest.architecture.name)
+    architecture = architectures.get(manifest.registered.name)
     complete = complete_arguments(manifest, architecture.build)
     network = build_network(complete, architecture.build)
     module = cast("nn.Module", network)  # so say the contract of `Network` and its test
     has_weights = bool(module.state_dict())
     if has_weights and file is None and manifest.seed is None:
         raise ManifestError(
-            f"Manifest '{manifest.name}': architecture '{manifest.architecture.name}' has weights. "
+            f"Manifest '{manifest.name}': architecture '{manifest.registered.name}' has weights. "
             "Give a safetensors file, or a seed for random initialisation."
         )
     if not has_weights and (file is not None or manifest.seed is not None):
         raise ManifestError(
-            f"Manifest '{manifest.name}': architecture '{manifest.architecture.name}' has no "
+            f"Manifest '{manifest.name}': architecture '{manifest.registered.name}' has no "
             "weights. Remove weights and seed."
         )
     if file is not None:
         load_into(module, file, network.unused)
-    facts = {"width": network.width, "strides": network.strides, "parameters": _count(module)}
-    for name, fact in facts.items():
-        if getattr(manifest, name) not in (None, fact):
-            raise ManifestError(
-                f"Manifest '{manifest.name}': {name}: {getattr(manifest, name)} is declared, with "
-                f"these arguments and readout '{manifest.readout}' it is {fact}. Correct it or "
-                "leave it out."
-            )
+    _check_facts(manifest, network.width, network.strides, _count(module))
     card = manifest.card(network.width, network.strides, _count(module))
     trained = state_sha(module) if file is not None else None
     identity = canonical(complete, architecture.VERSION, trained, card)
@@ -163,6 +163,57 @@ def _from_manifest(
         network.embed,
         network.maps if network.strides else None,
     )
+
+
+def _from_graph(manifest: Manifest, table: OnnxTable, file: Path, device: str) -> LoadedEncoder:
+    """Check and load the ONNX graph of a manifest."""
+    from .onnx_encoder import OnnxNetwork
+
+    _check_sha(manifest, table.sha256, file)
+    network = OnnxNetwork(file, device)
+    facts = network.facts
+    wanted = (manifest.channels + manifest.region, manifest.grid.shape)
+    if (facts.channels, facts.shape) != wanted:
+        raise ManifestError(
+            f"Manifest '{manifest.name}': the graph takes {facts.channels} channels of "
+            f"{facts.shape} voxels, the manifest's card gives {wanted[0]} of {wanted[1]}. Correct "
+            "grid.shape, channels and region, or export the graph for them."
+        )
+    _check_facts(manifest, facts.width, facts.strides, facts.parameters)
+    card = manifest.card(facts.width, facts.strides, facts.parameters)
+    identity = canonical_onnx(facts.sha256, card)
+    return LoadedEncoder(
+        card,
+        model_sha(identity),
+        identity,
+        None,
+        device,
+        network.embed,
+        network.maps if facts.strides else None,
+    )
+
+
+def _check_sha(manifest: Manifest, promised: str | None, file: Path) -> None:
+    if promised is not None and promised != (found := file_sha(file)):
+        raise ManifestError(
+            f"'{file}' has the sha256 {found}, manifest '{manifest.name}' promises "
+            f"{promised}. Get the file again, or correct the manifest."
+        )
+
+
+def _check_facts(manifest: Manifest, width: int, strides: tuple[int, ...], parameters: int) -> None:
+    """Compare what a manifest states about its network with what is so."""
+    for name, fact in {"width": width, "strides": strides, "parameters": parameters}.items():
+        if getattr(manifest, name) not in (None, fact):
+            network = (
+                "of this graph it is"
+                if manifest.onnx is not None
+                else f"with these arguments and readout '{manifest.readout}' it is"
+            )
+            raise ManifestError(
+                f"Manifest '{manifest.name}': {name}: {getattr(manifest, name)} is declared, "
+                f"{network} {fact}. Correct it or leave it out."
+            )
 
 
 # --- bare architectures ------------------------------------------------------------------------

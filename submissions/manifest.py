@@ -1,8 +1,9 @@
 """What a submission says about itself: TOML at the edge, a frozen `Manifest` inside.
 
-A manifest names a network (a registered architecture with arguments), where its weights come from
-(a safetensors file, or a seed for random initialisation) and the facts of its card. Reading one
-imports neither torch nor any architecture: what only the network can tell is checked by `load`.
+A manifest names a network (a registered architecture with arguments) and where its weights come
+from (a safetensors file, or a seed for random initialisation), or an ONNX graph, which has both;
+and the facts of its card. Reading one imports neither torch nor any architecture: what only the
+network can tell is checked by `load`.
 """
 
 from __future__ import annotations
@@ -20,7 +21,18 @@ from ..benchmark.errors import ManifestError
 from ..benchmark.hashing import sha_of
 from ..benchmark.types import EncoderCard, Unit
 from . import architectures
-from .manifest_tables import Count, GridTable, IntensityTable, Line, Name, Table, Text, WeightsTable
+from .manifest_tables import (
+    ArchitectureTable,
+    Count,
+    GridTable,
+    IntensityTable,
+    Line,
+    Name,
+    OnnxTable,
+    Table,
+    Text,
+    WeightsTable,
+)
 
 MAX_BYTES = 1 << 20
 """A manifest is a page of text: anything larger is not one. 1 MiB."""
@@ -31,12 +43,8 @@ _SHOWN = 5
 """How many faults an error message lists before it counts the rest."""
 
 
-class ArchitectureTable(Table):
-    """Which network."""
-
-    name: str
-    arguments: dict[str, JsonValue] = Field(default_factory=dict)
-    """Of the architecture's ``build``; what is left out takes the default stated there."""
+ONNX_READOUT = "embedding"
+"""The readout of every ONNX graph: its output of that name. Another readout is another graph."""
 
 
 class Manifest(Table):
@@ -49,7 +57,8 @@ class Manifest(Table):
     """SPDX identifier of the weights."""
     version: Count = 1
     readout: Line
-    """Which layers become the embedding: one of the architecture's readouts."""
+    """Which layers become the embedding: one of the architecture's readouts; of a graph,
+    ``embedding``."""
     seed: Annotated[int, Field(ge=0, lt=1 << 63)] | None = None
     """Of a random initialisation. Never together with weights."""
     width: Count | None = None
@@ -69,7 +78,9 @@ class Manifest(Table):
     source: Text = ""
     citation: Text = ""
     note: Text = ""
-    architecture: ArchitectureTable
+    architecture: ArchitectureTable | None = None
+    onnx: OnnxTable | None = None
+    """Instead of architecture and weights."""
     weights: WeightsTable | None = None
     grid: GridTable
     intensity: Annotated[dict[Unit, IntensityTable], Field(min_length=1)]
@@ -83,6 +94,16 @@ class Manifest(Table):
         return self
 
     @model_validator(mode="after")
+    def _one_network(self) -> Manifest:
+        if (self.architecture is None) == (self.onnx is None):
+            raise ValueError("exactly one of architecture and onnx is expected")
+        if self.onnx is not None and (self.weights is not None or self.seed is not None):
+            raise ValueError("an onnx graph has its weights inside: remove weights and seed")
+        if self.onnx is not None and self.readout != ONNX_READOUT:
+            raise ValueError(f"an onnx graph has one readout: readout = '{ONNX_READOUT}'")
+        return self
+
+    @model_validator(mode="after")
     def _region_in_one_piece(self) -> Manifest:
         if self.region and self.tiling == "tiles":
             raise ValueError(
@@ -90,6 +111,17 @@ class Manifest(Table):
                 "that has none"
             )
         return self
+
+    @property
+    def registered(self) -> ArchitectureTable:
+        """The architecture of a manifest that names one.
+
+        Raises:
+            ManifestError: it has a graph instead.
+        """
+        if self.architecture is None:
+            raise ManifestError(f"Manifest '{self.name}' has an ONNX graph, no architecture.")
+        return self.architecture
 
     def card(self, width: int, strides: tuple[int, ...], parameters: int) -> EncoderCard:
         """The encoder's card, with the facts that only its network knows.
@@ -146,7 +178,7 @@ def read(path: Path) -> Manifest:
         )
     try:
         data = tomllib.loads(raw.decode("utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # also a number of 5000 digits
         raise ManifestError(
             f"Manifest '{path}' is not a TOML file in UTF-8: {error}. Correct it there."
         ) from error
@@ -176,10 +208,11 @@ def parse(data: Mapping[str, Any], where: str) -> Manifest:
     except ValidationError as error:
         raise ManifestError(_explain(error, where, Manifest)) from error
     known = architectures.names()
-    if manifest.architecture.name not in known:
+    name = None if manifest.architecture is None else manifest.architecture.name
+    if name is not None and name not in known:
         raise ManifestError(
             f"Manifest '{where}': architecture.name: no architecture is called "
-            f"'{manifest.architecture.name}'.{did_you_mean(manifest.architecture.name, known)} "
+            f"'{name}'.{did_you_mean(name, known)} "
             f"Known: {', '.join(known)}."
         )
     return manifest
@@ -188,7 +221,8 @@ def parse(data: Mapping[str, Any], where: str) -> Manifest:
 def write(manifest: Manifest, path: Path) -> None:
     """Write a manifest as TOML; `read` gives an equal one back."""
     data = manifest.model_dump(mode="json", exclude_none=True)
-    data["architecture"]["arguments"] = manifest.architecture.arguments
+    if manifest.architecture is not None:
+        data["architecture"]["arguments"] = manifest.architecture.arguments
     plain = {key: value for key, value in data.items() if not isinstance(value, dict)}
     tables = {key: value for key, value in data.items() if isinstance(value, dict)}
     lines = [f"{key} = {_toml(value)}" for key, value in plain.items()]
@@ -276,15 +310,25 @@ def canonical(
     """
     return {
         "architecture": {
-            "name": manifest.architecture.name,
+            "name": manifest.registered.name,
             "version": architecture_version,
-            "arguments": dict(manifest.architecture.arguments),
+            "arguments": dict(manifest.registered.arguments),
         },
         "weights": weights_sha,
         "seed": manifest.seed,
         "readout": card.readout,
         "card": card_identity(card),
     }
+
+
+def canonical_onnx(graph_sha: str, card: EncoderCard) -> dict[str, Any]:
+    """What decides the features of an ONNX graph, as plain JSON.
+
+    Args:
+        graph_sha: sha256 of the file, which holds network and weights.
+        card: of the encoder.
+    """
+    return {"onnx": graph_sha, "readout": card.readout, "card": card_identity(card)}
 
 
 def card_identity(card: EncoderCard) -> dict[str, Any]:

@@ -1,11 +1,11 @@
-"""The tables of a manifest that mirror the card: grid, intensity transforms, weights."""
+"""The tables of a manifest: network, weights, and those that mirror the card."""
 
 from __future__ import annotations
 
 from pathlib import PurePosixPath
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, model_validator
 
 from ..benchmark.types import Grid, MinMax, Window, ZScore
 
@@ -18,12 +18,16 @@ def _axis_codes(value: str) -> str:
     return value
 
 
-def _plain_file(value: str) -> str:
+def _plain_file(suffix: str) -> AfterValidator:
     """A path below the manifest's folder, so that a manifest cannot point into the machine."""
-    path = PurePosixPath(value)
-    if path.is_absolute() or ".." in path.parts or "\\" in value or path.suffix != ".safetensors":
-        raise ValueError("a .safetensors file beside the manifest is expected, without '..'")
-    return value
+
+    def check(value: str) -> str:
+        path = PurePosixPath(value)
+        if path.is_absolute() or ".." in path.parts or "\\" in value or path.suffix != suffix:
+            raise ValueError(f"a {suffix} file beside the manifest is expected, without '..'")
+        return value
+
+    return AfterValidator(check)
 
 
 NAME_PATTERN = r"^[a-z0-9][a-z0-9_.-]{0,63}$"
@@ -32,7 +36,8 @@ NAME_PATTERN = r"^[a-z0-9][a-z0-9_.-]{0,63}$"
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 Text = Annotated[str, Field(max_length=2000)]
 Line = Annotated[str, Field(min_length=1, max_length=200)]
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, lt=1 << 31)]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Positive = Annotated[float, Field(gt=0)]
 Percentile = Annotated[float, Field(ge=0, le=100)]
 
@@ -118,10 +123,27 @@ class MinMaxTable(Table):
 IntensityTable = Annotated[WindowTable | ZScoreTable | MinMaxTable, Field(discriminator="type")]
 
 
+class ArchitectureTable(Table):
+    """A registered network."""
+
+    name: str
+    arguments: dict[str, JsonValue] = Field(default_factory=dict)
+    """Of the architecture's ``build``; what is left out takes the default stated there."""
+
+
+class OnnxTable(Table):
+    """Any other network, as a graph with its weights inside; see `onnx_graph`."""
+
+    file: Annotated[str, _plain_file(".onnx")]
+    """Relative to the manifest."""
+    sha256: Sha256 | None = None
+    """Of the file. None: not checked."""
+
+
 class WeightsTable(Table):
     """Where trained weights are."""
 
-    file: Annotated[str, AfterValidator(_plain_file)]
+    file: Annotated[str, _plain_file(".safetensors")]
     """Relative to the manifest."""
-    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
+    sha256: Sha256 | None = None
     """Of the file. None: not checked."""

@@ -23,7 +23,7 @@ from ..benchmark.types import Probe, Result, Task
 from ..leaderboard.printing import metric_title, with_interval
 from ..leaderboard.sizes import size_in_words
 from .scores import main_of
-from .terminal import err
+from .terminal import clean, err
 
 if TYPE_CHECKING:
     from .runner import Failure
@@ -216,7 +216,7 @@ class Tracker:
 
     def _show_failure(self, failure: Failure) -> None:
         where = f"{failure.encoder} on {failure.task} ({failure.probe})"
-        err.print(f"[red]{escape(_clean(where))} failed:[/red] {escape(_clean(failure.reason))}")
+        err.print(f"[red]{escape(clean(where))} failed:[/red] {escape(clean(failure.reason))}")
 
 
 class Lines(Tracker):
@@ -231,7 +231,7 @@ class Lines(Tracker):
 
     def _print(self, text: str) -> None:
         counted = f"{self.settled:>{len(str(self.total))}}/{self.total}"
-        err.print(Text(_clean(f"{counted}  {text}")), soft_wrap=True)
+        err.print(Text(clean(f"{counted}  {text}")), soft_wrap=True)
 
 
 class Display(Tracker):
@@ -266,11 +266,11 @@ class Display(Tracker):
         bars.add_column(width=max(10, width // 8))
         bars.add_column(justify="right", no_wrap=True)
         left = self.seconds_left()
-        ahead = f", about {_duration(left)} left" if left else ""
+        ahead = f", about {duration(left)} left" if left else ""
         bars.add_row(
             f"{self.settled} of {self.total} units",
             ProgressBar(max(1, self.total), self.settled),
-            f"{_duration(self._clock() - self.started)}{ahead}",
+            f"{duration(self._clock() - self.started)}{ahead}",
         )
         known = self.step_total > 0
         bars.add_row(
@@ -335,18 +335,13 @@ def progress(
         yield display
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     """In the unit that a person would use.
 
-    >>> _duration(42.3), _duration(200), _duration(7300)
+    >>> duration(42.3), duration(200), duration(7300)
     ('42 s', '3 min', '2 h 2 min')
     """
     if seconds < 90:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
-
-
-def _clean(text: str) -> str:
-    """Without control characters, which a card or a message could hold."""
-    return "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)

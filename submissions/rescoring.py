@@ -14,7 +14,7 @@ from ..benchmark.budgets import changes_of
 from ..benchmark.errors import StorageError
 from ..benchmark.types import Probe, TaskCard, redone_since
 from ..leaderboard import db
-from ..leaderboard.records import Pending, StoredModel, Unit
+from ..leaderboard.records import Origin, Pending, StoredModel, Unit
 from ..leaderboard.versions import since
 
 if TYPE_CHECKING:
@@ -65,9 +65,10 @@ def rescore(
         now = _Now.of(unit, card, probe)
         if (unit.task_version, unit.probe_version) >= now.versions or state.has(unit, now):
             continue
+        origin = state.origins.get(unit, ("local", False))
         if now.predictions_hold(unit):
-            fate = _carried_over(engine, unit, card, probe, now, model, dry_run)
-        elif unit in state.subset:
+            fate = _carried_over(engine, unit, card, probe, now, model, origin, dry_run)
+        elif unit in state.subset or origin[0] == "self-run":  # only its submitter could redo it
             fate = "left"
         else:
             fate = _queued(engine, unit, now, dry_run)
@@ -116,12 +117,19 @@ class _State:
     units: frozenset[Unit]
     subset: frozenset[Unit]
     """Units that were made on an incomplete copy."""
+    origins: Mapping[Unit, tuple[Origin, bool]]
+    """Who computed a unit, and whether without isolation."""
 
     @classmethod
     def of(cls, engine: Engine) -> _State:
-        results = [row.result for row in db.rows(engine)]
-        subset = {Unit(*(getattr(r, name) for name in Unit._fields)) for r in results if r.subset}
-        return cls(frozenset(db.units(engine)), frozenset(subset))
+        subset: set[Unit] = set()
+        origins: dict[Unit, tuple[Origin, bool]] = {}
+        for row in db.rows(engine):
+            unit = Unit(*(getattr(row.result, name) for name in Unit._fields))
+            origins[unit] = (row.origin, row.unsafe)
+            if row.result.subset:
+                subset.add(unit)
+        return cls(frozenset(db.units(engine)), frozenset(subset), origins)
 
     @property
     def newest(self) -> list[Unit]:
@@ -162,6 +170,7 @@ def _carried_over(
     probe: Probe,
     now: _Now,
     model: StoredModel,
+    origin: tuple[Origin, bool],
     dry_run: bool,
 ) -> Fate:
     """Score the stored predictions again and add them under today's versions."""
@@ -192,5 +201,7 @@ def _carried_over(
         results=scores.results,
         parquet=predictions.to_parquet(table, about),
         flags=scores.flags,
+        origin=origin[0],
+        unsafe=origin[1],
     )
     return "rescored"

@@ -12,19 +12,19 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import lcm
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from ..benchmark import evaluate, predictions, splits
 from ..benchmark.cache import Extracted, FeatureCache
 from ..benchmark.errors import TomoprobeError, UnknownNameError
 from ..benchmark.features import DataIdentity, data_set_of, device_name, identify
-from ..benchmark.types import Case, Probe, Result, Task
+from ..benchmark.types import Case, EncoderCard, Probe, Result, Task
 from ..leaderboard import db
-from ..leaderboard.records import StoredRow
+from ..leaderboard.records import Origin, StoredRow
 from ..tasks import open_cases
 
 if TYPE_CHECKING:
-    from sqlalchemy import Engine
+    from sqlalchemy import Connection, Engine
 
     from .load import LoadedEncoder
 
@@ -87,6 +87,19 @@ class Shard(NamedTuple):
 
 
 WHOLE = Shard(1, 1)
+
+
+class EncoderFacts(Protocol):
+    """What a row says about an encoder: all but the network itself."""
+
+    @property
+    def card(self) -> EncoderCard: ...  # noqa: D102
+    @property
+    def model_sha(self) -> str: ...  # noqa: D102
+    @property
+    def manifest(self) -> Mapping[str, Any]:
+        """The canonical manifest, of which ``model_sha`` is the hash."""
+        ...
 
 
 class Reporter(Protocol):
@@ -167,7 +180,7 @@ def run(
         reporter.failed(failures[-1])
 
     for opened in tasks:
-        db.check_card(engine, _published_card(opened))
+        db.check_card(engine, published_card(opened))
     for asked, load in encoders.items():
         mine = [o for o in tasks if only is None or o.task.card.name in only[asked]]
         if not mine:
@@ -207,7 +220,7 @@ def run(
             for probe in todo:
                 reporter.probing(name, card.name, probe.name)
                 try:
-                    results = _probe_and_store(engine, encoder, opened, probe, features, device)
+                    results = probe_and_store(engine, encoder, opened, probe, features, device)
                 except TomoprobeError as error:
                     fail(name, card.name, probe.name, error)
                 else:
@@ -250,14 +263,35 @@ def is_done(engine: Engine, encoder: LoadedEncoder, opened: OpenTask, probe: Pro
     )
 
 
-def _probe_and_store(
+def probe_and_store(
     engine: Engine,
-    encoder: LoadedEncoder,
+    encoder: EncoderFacts,
     opened: OpenTask,
     probe: Probe,
     features: Extracted,
     device: str,
+    *,
+    origin: Origin = "local",
+    unsafe: bool = False,
+    also: Callable[[Connection], None] | None = None,
 ) -> Sequence[Result]:
+    """Do one unit whose features are there, and store it in one transaction.
+
+    Args:
+        engine: of a migrated database.
+        encoder: whose features they are; nothing is embedded.
+        opened: the task.
+        probe: one that serves its kind.
+        features: in the order of the task's cases.
+        device: on which they were extracted.
+        origin: see ``db.add``; likewise ``unsafe`` and ``also``.
+        unsafe: the network ran without isolation.
+        also: what else belongs into the transaction.
+
+    Raises:
+        ProbeError: the probe cannot be fitted.
+        StorageError: the database cannot be written.
+    """
     card = opened.task.card
     started = time.perf_counter()
     table = evaluate.predict(card, opened.cases, features.x, probe)
@@ -286,15 +320,18 @@ def _probe_and_store(
         model_sha=encoder.model_sha,
         model_card=encoder.card.as_dict(),
         manifest=dict(encoder.manifest),
-        task_card=_published_card(opened),
+        task_card=published_card(opened),
         results=scores.results,
         parquet=predictions.to_parquet(table, provenance),
         flags=scores.flags,
+        origin=origin,
+        unsafe=unsafe,
+        also=also,
     )
     return scores.results
 
 
-def _published_card(opened: OpenTask) -> dict:
+def published_card(opened: OpenTask) -> dict:
     """The card with the split of the complete set, where that is known."""
     task = opened.task
     seats = splits.assign(task.card, task.roster())

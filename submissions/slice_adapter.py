@@ -59,5 +59,8 @@ class SliceEncoder(nn.Module):
 
     def embed(self, x: torch.Tensor) -> torch.Tensor:
         """(B, C, X, Y, Z) -> (B, F)."""
-        read = [self.network(part) for part in slices(x, self.axis).split(CHUNK)]
+        cut = slices(x, self.axis)
+        # A graph in which the number of volumes is open cannot hold a loop over it.
+        parts = (cut,) if torch.compiler.is_compiling() else cut.split(CHUNK)
+        read = [self.network(part) for part in parts]
         return torch.cat(read).unflatten(0, (x.shape[0], -1)).mean(1)

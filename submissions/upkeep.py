@@ -99,12 +99,13 @@ def check_database(url: str) -> None:
 
 
 def serve(url: str, host: str, port: int) -> None:
-    """Serve the board until stopped.
+    """Serve the site until stopped; the rest of its settings are of the environment.
 
     Raises:
+        ConfigurationError: a variable of the environment cannot be used.
         StorageError: the database cannot be used.
     """
-    from ..leaderboard import site
+    from . import site
 
     site.serve(url, host, port, site_settings())
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 import torch
@@ -59,6 +59,23 @@ def load_into(network: nn.Module, path: Path, unused: Iterable[str] = ()) -> Non
     network.load_state_dict(filled, strict=True)
 
 
+def match(
+    names: Iterable[str], wanted: Collection[str], unused: Iterable[str], path: Path
+) -> dict[str, str]:
+    """The key in a file of each of a network's keys, as `load_into` pairs them.
+
+    Args:
+        names: of the tensors in the file.
+        wanted: keys of the network's state dict.
+        unused: see `load_into`.
+        path: of the file, for the message.
+
+    Raises:
+        ManifestError: missing, unexpected or twice given keys.
+    """
+    return _match(list(names), wanted, re.compile("|".join(unused) or r"(?!)"), path)
+
+
 def state_sha(modules: nn.Module) -> str | None:
     """sha256 of all tensors a network runs on, in hex; None where it has none.
 
@@ -109,17 +126,17 @@ def _read(path: Path) -> dict[str, torch.Tensor]:
 
 
 def _match(
-    tensors: Mapping[str, torch.Tensor],
-    wanted: Mapping[str, torch.Tensor],
+    tensors: Collection[str],
+    wanted: Collection[str],
     ignore: re.Pattern[str],
     path: Path,
 ) -> dict[str, str]:
     """The key in the file of each of the network's keys, wrappers' prefixes removed."""
     found: dict[str, str] = {}
     unexpected: list[str] = []
-    bare = {key: _bare(key, wanted, ignore) for key in sorted(tensors)}
-    taught = any(name in wanted and _from(key, name, "teacher.") for key, name in bare.items())
-    for key, name in bare.items():
+    stripped = {key: bare(key, wanted, ignore) for key in sorted(tensors)}
+    taught = any(name in wanted and _from(key, name, "teacher.") for key, name in stripped.items())
+    for key, name in stripped.items():
         if taught and _from(key, name, "student."):
             continue  # not even where the teacher lacks something: that would mix two networks
         if name in found:
@@ -144,7 +161,7 @@ def _match(
     return found
 
 
-def _bare(key: str, wanted: Mapping[str, torch.Tensor], ignore: re.Pattern[str]) -> str:
+def bare(key: str, wanted: Collection[str], ignore: re.Pattern[str]) -> str:
     """A key without its wrappers' prefixes, or as far as they go."""
     # A network may itself have a part called 'backbone': what fits as it is stays as it is.
     while key not in wanted and not ignore.match(key):

@@ -84,7 +84,8 @@ def test_a_backup_restores_everything_into_either_kind(engine, file, new_url, ot
     with engine.begin() as connection:  # a gap in the ids, as a rolled back unit leaves it
         connection.execute(sa.text("UPDATE results SET id = 1000 WHERE id = 4"))
     counts = backup(engine, file)
-    assert counts == {"models": 2, "tasks": 1, "predictions": 2, "results": 4, "pending": 1}
+    board = {"models": 2, "tasks": 1, "predictions": 2, "results": 4, "pending": 1}
+    assert {name: n for name, n in counts.items() if n} == board
     target = db.connect(new_url(other))
     assert restore(target, file) == counts
     assert contents(target) == contents(engine)

@@ -201,10 +201,10 @@ def test_the_card_normalises_as_training_does():
         assert table["out_high"] == pytest.approx((1 - 0.223) / 0.202)
 
 
-def test_the_built_in_source_is_smoke_training_slices_and_drawings():
+def test_the_built_in_source_is_slices_of_synthetic_volumes_and_drawings():
     source = PRETEXT.source(TINY, ())
     described = source.describe()
-    assert "110 simulated patients" in described
+    assert "512 synthetic label maps" in described
     assert "drawn images" in described
     grey = [
         bool((one[0] == one[1]).all())

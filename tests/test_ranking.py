@@ -7,7 +7,13 @@ from hypothesis import strategies as st
 
 from tomoprobe.benchmark.evaluate import SKIPPED
 from tomoprobe.benchmark.types import Change
-from tomoprobe.leaderboard.ranking import Column, Standing, average_ranks, standings
+from tomoprobe.leaderboard.ranking import (
+    SELF_RUN,
+    Column,
+    Standing,
+    average_ranks,
+    standings,
+)
 from tomoprobe.leaderboard.records import Unit
 from tomoprobe.leaderboard.settings import Current
 from tomoprobe.leaderboard.versions import Versions
@@ -322,3 +328,47 @@ def test_of_several_older_rows_the_newest_version_stands_in():
     rows = [stored(k, result("a", "t", k / 10, task_version=k)) for k in (2, 1)]
     (found,) = standings(rows, [replace(T, version=3)], [sha("a")], versions=versions).rows
     assert found.cells[0].row.result.task_version == 2
+
+
+# --- self-run rows ------------------------------------------------------------------------------
+
+
+def self_run(row):
+    return replace(row, origin="self-run")
+
+
+def test_a_self_run_row_is_shown_with_its_reason_and_changes_nobodys_rank():
+    rows = rows_of({"a": {"t": 0.9, "u": 3.0}, "b": {"t": 0.8, "u": 2.0}})
+    claimed = [self_run(row) for row in rows_of({"c": {"t": 0.999, "u": 0.1}}, first=10)]
+    before, after = stand(rows), stand([*rows, *claimed])
+    for name in "ab":
+        assert (after[name].cells, after[name].mean_rank) == (
+            before[name].cells,
+            before[name].mean_rank,
+        )
+    for cell, row in zip(after["c"].cells, claimed, strict=True):
+        assert (cell.row, cell.rank, cell.best, cell.reason) == (row, None, False, SELF_RUN)
+    assert (after["c"].done, after["c"].mean_rank, after["c"].place) == (0, None, None)
+
+
+def test_a_self_run_row_does_not_decide_on_which_data_models_are_compared():
+    (first,) = rows_of({"c": {"t": 0.9}})
+    odd = self_run(replace(first, result=replace(first.result, split_sha=sha("my own split"))))
+    board = stand([odd, *rows_of({"a": {"t": 0.8}, "b": {"t": 0.7}}, first=2)], [T])
+    assert [board[name].cells[0].rank for name in "abc"] == [1, 2, None]
+
+
+def test_a_row_of_ours_wins_over_a_self_run_one_of_the_same_question():
+    (ours,) = rows_of({"a": {"t": 0.7}})
+    claimed = replace(ours, id=2, result=replace(ours.result, score=0.99, seed="all"))
+    cell = stand([self_run(claimed), ours], [T])["a"].cells[0]
+    assert (cell.row, cell.rank) == (ours, 1)
+
+
+def test_a_task_with_self_run_rows_only_takes_the_mean_rank_from_nobody():
+    rows = rows_of({"a": {"t": 0.9}, "b": {"t": 0.8}})
+    claimed = [self_run(row) for row in rows_of({"c": {"u": 0.1}}, first=10)]
+    board = stand([*rows, *claimed])
+    assert [board[name].mean_rank for name in "abc"] == [1, 2, None]
+    found = standings([*rows, *claimed], [T, U], [sha(n) for n in "abc"])
+    assert found.counting == (True, False)

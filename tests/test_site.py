@@ -605,3 +605,44 @@ def _ask_until_up(url: str, server: subprocess.Popen) -> httpx.Response:
             assert server.poll() is None, "the server has ended"
             assert time.monotonic() < deadline, "the server does not answer"
             time.sleep(0.1)
+
+
+# --- self-run and unsafe rows --------------------------------------------------------------------
+
+
+def test_rows_that_were_not_computed_here_or_without_isolation_say_so(tmp_path):
+    engine = fresh(tmp_path)
+    add(engine, [result("ours", score=0.7)])
+    add(engine, [result("claimed", score=0.99)], origin="self-run")
+    add(engine, [result("bare", score=0.6)], origin="verified", unsafe=True)
+    visitor = Visitor(create_app(engine))
+    for path in ("/", "/tasks/t"):
+        page = visitor.get(path).text
+        assert "self-run, not ranked" in page
+        assert "made without isolation" in page
+    models = {m["model"]: m for m in visitor.get("/board.json").json()["models"]}
+    cells = {name: m["scores"]["t"] for name, m in models.items()}
+    assert [cells[name]["rank"] for name in ("ours", "bare", "claimed")] == [1, 2, None]
+    assert cells["claimed"]["origin"] == "self-run"
+    assert "not rerun from weights" in cells["claimed"]["note"]
+    assert cells["bare"]["unsafe"] is True
+    table = visitor.get("/board.csv").text
+    assert "made without isolation" in table
+    assert "not rerun from weights" in table
+    rows = {r["model"]: r for r in visitor.get("/api/v1/results").json()["results"]}
+    assert (rows["ours"]["origin"], rows["claimed"]["origin"]) == ("local", "self-run")
+    engine.dispose()
+
+
+def test_a_self_run_of_a_newer_version_makes_no_row_look_old(tmp_path):
+    engine = fresh(tmp_path)
+    add(engine, [result("ours", score=0.7)])
+    newer = result("claimed", score=0.99, task_version=2, probe_version=2)
+    add(engine, [newer], task_card("t", version=2), origin="self-run")
+    visitor = Visitor(create_app(engine))
+    (task,) = visitor.get("/board.json").json()["tasks"]
+    assert (task["version"], task["probe_version"]) == (1, 1)
+    models = {m["model"]: m for m in visitor.get("/board.json").json()["models"]}
+    assert models["ours"]["scores"]["t"]["rank"] == 1
+    assert "self-run" not in visitor.get("/tasks/t").text
+    engine.dispose()

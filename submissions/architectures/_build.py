@@ -12,7 +12,8 @@ import torch
 from pydantic import ConfigDict, ValidationError, create_model
 
 from ...benchmark.errors import ManifestError
-from ..manifest import ArchitectureTable, Manifest, explain
+from ..manifest import Manifest, explain
+from ..manifest_tables import ArchitectureTable
 from . import Network
 
 GIVEN_BY_CARD = ("shape", "channels", "readout")
@@ -33,17 +34,17 @@ def complete_arguments(manifest: Manifest, build: Callable[..., Any]) -> Manifes
     }
     config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
     model = create_model("Arguments", __config__=config, **fields)
-    given = manifest.architecture.arguments
+    given = manifest.registered.arguments
     try:
         # As JSON for the same reason as the manifest itself: a list may stand for a tuple.
         checked = model.model_validate_json(json.dumps(given))
     except ValidationError as error:
         raise ManifestError(
             f"Manifest '{manifest.name}': architecture.arguments of "
-            f"'{manifest.architecture.name}': {explain(error, model)}. Correct them."
+            f"'{manifest.registered.name}': {explain(error, model)}. Correct them."
         ) from error
     table = ArchitectureTable(
-        name=manifest.architecture.name, arguments=checked.model_dump(mode="json")
+        name=manifest.registered.name, arguments=checked.model_dump(mode="json")
     )
     return manifest.model_copy(update={"architecture": table})
 
@@ -53,7 +54,7 @@ def build_network(manifest: Manifest, build: Callable[..., Any]) -> Network:
     arguments = {
         # JSON's lists become the tuples that the signature speaks of.
         name: tuple(value) if isinstance(value, list) else value
-        for name, value in manifest.architecture.arguments.items()
+        for name, value in manifest.registered.arguments.items()
     }
     try:
         with _seeded(manifest.seed or 0):
@@ -67,7 +68,7 @@ def build_network(manifest: Manifest, build: Callable[..., Any]) -> Network:
         raise ManifestError(f"Manifest '{manifest.name}': {error}") from error
     except ValueError as error:
         raise ManifestError(
-            f"Manifest '{manifest.name}': architecture '{manifest.architecture.name}' cannot be "
+            f"Manifest '{manifest.name}': architecture '{manifest.registered.name}' cannot be "
             f"built with these arguments: {error}"
         ) from error
 

@@ -17,7 +17,9 @@ from PIL import Image, UnidentifiedImageError
 
 from ...benchmark.errors import DataError
 from . import _procedural_images
-from ._volumes import SUFFIXES, Volumes, axial_slice, volumes
+from ._multi_crop import Volumes
+from ._synthetic_volumes import SyntheticVolumes
+from ._volumes import SUFFIXES, axial_slice, volumes
 
 PICTURES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 """Of the files that Pillow is asked to read."""
@@ -122,7 +124,7 @@ class Mixture:
 
 
 def unlabelled(data: Sequence[Path], intensity: Mapping[str, Any], size: int) -> Images:
-    """Pictures and slices below paths; of the smoke training side, and drawn, where none is given.
+    """Pictures and slices below paths; of synthetic volumes, and drawn, where none is given.
 
     Args:
         data: files and folders of pictures, of volumes, or of both.
@@ -133,7 +135,7 @@ def unlabelled(data: Sequence[Path], intensity: Mapping[str, Any], size: int) ->
         DataError: neither a picture nor a volume there.
     """
     if not data:
-        return Mixture((Slices(volumes((), intensity=intensity)), Drawn(size)))
+        return Mixture((Slices(SyntheticVolumes.of(intensity)), Drawn(size)))
     parts: list[Images] = []
     if any(_below(path, PICTURES) for path in data):
         parts.append(pictures(data, labelled=False))

@@ -1,4 +1,4 @@
-"""Volumes to pretrain on: folders of images of any format, or the built-in smoke patients.
+"""Volumes to pretrain on: folders of images of any format.
 
 Every image is read, brought to one spacing and scaled by the card's own intensity transform, once;
 it stays in memory while there is room. The rest is read anew for every sample.
@@ -98,11 +98,11 @@ def volumes(
     spacing: Triple | None = None,
     cache_bytes: int = CACHE_BYTES,
 ) -> Volumes:
-    """The images of folders and files, or the smoke patients of the training side.
+    """The images of folders and files.
 
     Args:
-        data: files (NIfTI, NRRD, MetaImage), folders of them at any depth, folders of DICOM series;
-            empty for the built-in source. One 3D image each: leave masks out.
+        data: files (NIfTI, NRRD, MetaImage), folders of them at any depth, folders of DICOM series.
+            One 3D image each: leave masks out.
         intensity: as on the card: unit -> table with its ``type``.
         spacing: mm to resample to; None keeps each image's own.
         cache_bytes: of scaled voxels kept in memory.
@@ -115,8 +115,6 @@ def volumes(
         cast("Unit", unit): adapter.validate_python(table).as_type()
         for unit, table in intensity.items()
     }
-    if not data:
-        return Volumes(_built_in(), tables, spacing, BUILT_IN, cache_bytes)
     files = image_files(data)
     names = ", ".join(path.name or str(path) for path in data)
     return Volumes(
@@ -185,29 +183,3 @@ class _Reader:
         volume = read_image(self.path, "scanner")
         unit: Unit = "HU" if float(volume.voxels.min()) < HU_BELOW else "scanner"
         return Volume(volume.voxels, volume.affine, unit)
-
-
-# --- built in ------------------------------------------------------------------------------------
-
-BUILT_IN = "110 simulated patients of the smoke cohort (its training side; one template brain)"
-
-
-@dataclass(frozen=True)
-class _SmokePatient:
-    index: int
-
-    def __call__(self) -> Volume:
-        from ...benchmark.volumes import from_array
-        from ...tasks import _smoke
-        from ...tasks._smoke_template import SPACING_MM
-
-        voxels = _smoke.cohort().voxels()[self.index]
-        return from_array(voxels, (SPACING_MM, SPACING_MM, SPACING_MM), "scanner")
-
-
-def _built_in() -> list[_SmokePatient]:
-    """The training side alone: validation and test patients are never seen."""
-    from ...tasks import _smoke
-
-    rows = _smoke.cohort().rows
-    return [_SmokePatient(i) for i, row in enumerate(rows) if row.side == "train"]

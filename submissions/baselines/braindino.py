@@ -33,6 +33,7 @@ from ._self_distillation import (
     koleo_loss,
     measures,
 )
+from ._synthetic_volumes import SyntheticVolumes
 from ._volumes import axial_slice, volumes
 
 if TYPE_CHECKING:
@@ -270,9 +271,10 @@ class BrainDINO:
         return BrainDINOObjective(preset)
 
     def source(self, preset: Preset, data: Sequence[Path]) -> Source:
-        """Crops of axial slices of the given volumes, at their own spacing; else of smoke."""
+        """Crops of axial slices of the given volumes, at their own spacing; else synthetic."""
         patch = preset.architecture.get("patch", PATCH)
-        return SliceCrops(volumes(data, intensity=INTENSITY), preset.options, patch)
+        seen = volumes(data, intensity=INTENSITY) if data else SyntheticVolumes.of(INTENSITY)
+        return SliceCrops(seen, preset.options, patch)
 
     def card(self, preset: Preset) -> Mapping[str, Any]:
         """What the manifest says beyond what the trainer knows."""
@@ -280,7 +282,7 @@ class BrainDINO:
         return {
             "title": "BrainDINO: ViT on axial slices, DINO, iBOT and KoLeo",
             "intensity": INTENSITY,
-            "pretraining": ["smoke"],
+            "pretraining": [],
             "citation": "BrainDINO, arXiv 2604.27277",
             "source": "https://github.com/mclwu22/BrainDINO",
             "note": "The objectives are the authors'; their numbers DINOv2's, DINOv3's or ours.",

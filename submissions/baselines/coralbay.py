@@ -19,6 +19,7 @@ from ..architectures import get
 from ._multi_crop import Volumes, crop_3d, jittered, region
 from ._pretraining import Preset
 from ._self_distillation import Head, SelfDistillation, dino_loss, measures
+from ._synthetic_volumes import SyntheticVolumes
 from ._volumes import volumes
 
 if TYPE_CHECKING:
@@ -199,8 +200,10 @@ class CoralBay:
         return CoralBayObjective(preset)
 
     def source(self, preset: Preset, data: Sequence[Path]) -> Source:
-        """Crops of the given volumes; of the smoke patients where none are given."""
+        """Crops of the given volumes; of synthetic ones where none are given."""
         spacing = preset.options["spacing"]
+        if not data:
+            return Crops(SyntheticVolumes.of(INTENSITY), preset.options)
         return Crops(volumes(data, intensity=INTENSITY, spacing=spacing), preset.options)
 
     def card(self, preset: Preset) -> Mapping[str, Any]:
@@ -208,7 +211,7 @@ class CoralBay:
         found: dict[str, Any] = {
             "title": "CoralBay: 3D Swin, self-distillation on multi-scale means",
             "intensity": INTENSITY,
-            "pretraining": ["smoke"],
+            "pretraining": [],
             "citation": "CoralBay, kaiko.ai; Caron et al., Emerging properties in self-supervised "
             "vision transformers, ICCV 2021",
             "source": "https://huggingface.co/kaiko-ai/coralbay",

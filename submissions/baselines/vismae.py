@@ -241,7 +241,7 @@ class VISMAE:
         return VISMAEObjective(preset)
 
     def source(self, preset: Preset, data: Sequence[Path]) -> Source:
-        """Slices and pictures of the given folders; else smoke training slices, drawn images."""
+        """Slices and pictures of the given folders; else of synthetic volumes, and drawn."""
         size = preset.options["size"]
         return FlippedImages(unlabelled(data, _tables(0.0, 1.0), size), size)
 
@@ -251,7 +251,7 @@ class VISMAE:
         return {
             "title": "VIS-MAE: 2D Swin on axial slices, masked autoencoder",
             "intensity": _tables((0 - MEAN) / SD, (1 - MEAN) / SD),
-            "pretraining": ["smoke"],
+            "pretraining": [],
             "citation": "Liu et al., VIS-MAE, MICCAI-MLMI 2024",
             "source": "https://github.com/lzl199704/VIS-MAE",
             "note": "The authors' objective and numbers, on other data.",

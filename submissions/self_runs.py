@@ -1,0 +1,338 @@
+"""Results that a submitter computed: the predictions are taken, everything else is ours.
+
+Cases, sides, folds and targets come from our copy of the task, and so do the scores. Such rows say
+that they are self-run: who has the test cases can predict them as well as he likes.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from pydantic import ValidationError
+
+from ..benchmark import evaluate, predictions, splits
+from ..benchmark.budgets import budget_of
+from ..benchmark.errors import IntakeError, StorageError, UnknownNameError
+from ..benchmark.types import Features, Predictions, Probe, TaskCard
+from ..leaderboard import db, queue
+from ..leaderboard.intake_records import Job, Submission
+from . import _parquet_child as reader
+from . import headers
+from .declarations import SelfRunCard
+from .job_log import JobLog, clean
+from .manifest import explain
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from sqlalchemy import Connection
+
+    from .runner import OpenTask
+    from .units import Bench
+
+MAX_WIDTH = 1 << 20
+"""Features of an encoder. What is said of them widens cross-validated intervals, and is believed
+as far as the predictions are: such rows are never ranked."""
+
+_SUM_TOLERANCE = 1e-3
+"""By which class probabilities may miss a sum of 1: float16 rounds by up to 5e-4."""
+
+_RUN_AGAIN = "Write it again with this release: tomoprobe evaluate --predictions DIR."
+
+_SHA = re.compile("[0-9a-f]{64}")
+
+
+def check(bench: Bench, job: Job, submission: Submission, log: JobLog) -> None:
+    """Score every uploaded table anew and store its rows; the last ends the job.
+
+    Raises:
+        IntakeError: a table is not what the task and the probe make, or of a model whose rows were
+            computed here.
+        DataError: the data of a task are not here.
+        LostLease: the job is not ours any more.
+    """
+    upload = bench.upload_of(submission)
+    if upload is None:
+        raise StorageError(f"Submission {submission.id} has no predictions.")
+    card = _card(submission.manifest)
+    sent = [read(raw) for raw in _files(upload)]
+    log(f"{len(sent)} tables of predictions")
+    shas = {str(table.about.get("model_sha")) for table in sent}
+    sha = shas.pop() if shas else ""
+    if shas or not _SHA.fullmatch(sha):
+        raise _refused("predictions-model", "The tables are not of one model.", _RUN_AGAIN)
+    _check_free(bench, sha)
+    stored = [scored(bench, table, card, sha, log) for table in sent]
+    for k, unit in enumerate(stored):
+        log(
+            f"{unit.opened.task.card.name} with {unit.about.probe}: {len(unit.scores.results)} rows"
+        )
+
+        def also(connection: Connection, last: bool = k == len(stored) - 1) -> None:
+            queue.identify(connection, job, sha)
+            if last:
+                queue.finish(connection, job, log=log.text())
+
+        unit.add(bench, card, sha, also)
+
+
+def _card(text: str) -> SelfRunCard:
+    try:
+        return SelfRunCard.model_validate(tomllib.loads(text))
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        raise _refused(
+            "manifest-toml", f"The manifest is not TOML: {str(error)[:200]}.", "Correct it."
+        ) from error
+    except ValidationError as error:
+        raise _refused(
+            "manifest-invalid", f"The manifest: {explain(error, SelfRunCard)}.", "Correct it."
+        ) from error
+
+
+def _check_free(bench: Bench, sha: str) -> None:
+    """What was computed here speaks for a model; nobody adds his own numbers to it."""
+    if any(row.origin != "self-run" for row in db.rows(bench.engine, models=[sha])):
+        raise _refused(
+            "predictions-verified",
+            f"Rows of model {sha[:12]} were computed here from its weights.",
+            "Submit the weights for further tasks, too.",
+        )
+
+
+# --- reading -------------------------------------------------------------------------------------
+
+
+class Sent(NamedTuple):
+    """A table as it came; nothing of it is believed yet."""
+
+    about: Mapping[str, Any]
+    columns: Mapping[str, np.ndarray]
+
+
+def _files(upload: Path) -> Iterator[bytes]:
+    """A Parquet file, or several as rows of bytes in one safetensors file."""
+    with upload.open("rb") as file:
+        if file.read(4) == b"PAR1":
+            yield upload.read_bytes()
+            return
+        header = headers.read_header(upload)
+        for name, info in header.tensors.items():
+            if info.dtype != "U8" or not name.endswith(".parquet"):
+                raise _refused(
+                    "predictions-file",
+                    f"The file holds {headers.shown(name)}, which is no .parquet file.",
+                    "Send a folder of predictions with 'tomoprobe submit --predictions DIR'.",
+                )
+            file.seek(header.data_start + info.begin)
+            yield file.read(info.end - info.begin)
+
+
+def read(raw: bytes) -> Sent:
+    """Let a child parse a Parquet file, and check what it answers.
+
+    Raises:
+        IntakeError: it is no table of predictions, or breaks the child's limits.
+    """
+    command = [sys.executable, "-I", "-m", reader.MODULE]
+    try:
+        child = subprocess.run(  # noqa: S603 - our own program
+            command, input=raw, capture_output=True, timeout=3 * reader.SECONDS, env={}, check=False
+        )
+    except subprocess.TimeoutExpired:
+        raise _unreadable("reading it takes too long") from None
+    line, _, rest = child.stdout.partition(b"\n")
+    try:
+        head = json.loads(line)
+        if "fault" in head:
+            raise _unreadable(clean(str(head["fault"]))[:500])
+        rows, about = head["rows"], head["about"]
+        columns, start = {}, 0
+        for name, dtype in head["columns"]:
+            kind = np.dtype(dtype)
+            if kind.kind not in "ifU" or not 0 < kind.itemsize <= 4 * reader.MAX_TEXT:
+                raise ValueError(dtype)
+            columns[str(name)] = np.frombuffer(rest, kind, rows, start)
+            start += rows * kind.itemsize
+        if not isinstance(about, dict):
+            raise TypeError(type(about))
+    except (ValueError, TypeError, KeyError) as error:
+        raise _unreadable(f"reading it ended with status {child.returncode}") from error
+    return Sent(about, columns)
+
+
+def _unreadable(why: str) -> IntakeError:
+    return _refused("predictions-unreadable", f"The predictions cannot be read: {why}.", _RUN_AGAIN)
+
+
+# --- against our own roster ----------------------------------------------------------------------
+
+
+class Scored(NamedTuple):
+    """A table that was found to be what the task and the probe make."""
+
+    opened: OpenTask
+    table: pd.DataFrame
+    about: predictions.Provenance
+    scores: evaluate.Scores
+
+    def add(
+        self, bench: Bench, card: SelfRunCard, sha: str, also: Callable[[Connection], None]
+    ) -> None:
+        """Store the rows."""
+        from .runner import published_card
+
+        said = {**card.model_dump(mode="json"), "width": self.about.width, "strides": []}
+        db.add(
+            bench.engine,
+            model_sha=sha,
+            model_card=said,
+            manifest={"self-run": sha},
+            task_card=published_card(self.opened),
+            results=self.scores.results,
+            parquet=predictions.to_parquet(self.table, self.about),
+            flags=self.scores.flags,
+            origin="self-run",
+            also=also,
+        )
+
+
+def scored(bench: Bench, sent: Sent, card: SelfRunCard, sha: str, log: JobLog) -> Scored:
+    """Score a table on our own roster.
+
+    Args:
+        bench: of the worker.
+        sent: what was uploaded.
+        card: what its submitter says of the model.
+        sha: the model's identity, as the table says.
+        log: of the job.
+
+    Raises:
+        IntakeError: it is of another task, probe or state of the data than ours, or incomplete.
+        DataError: the data of the task are not here.
+    """
+    about = sent.about
+    try:
+        task, probe = str(about["task"]), bench.probe(str(about["probe"]))
+        opened = bench.open(bench.task(task).card.name, log)
+        width, seconds = int(about["width"]), float(about["seconds"])
+    except UnknownNameError as error:
+        raise _refused("predictions-unknown", clean(str(error)), _RUN_AGAIN) from error
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise _unreadable("it does not say what it is of") from error
+    ours = opened.task.card
+    state = {
+        "task_version": ours.version,
+        "probe_version": probe.version,
+        "dataset_sha": opened.identity.dataset_sha,
+        "split_sha": opened.split_sha,
+    }
+    other = [name for name, value in state.items() if about.get(name) != value]
+    if other:
+        raise _refused(
+            "predictions-other-data",
+            f"The predictions on '{task}' were made on another {', '.join(other)} than the one "
+            "here.",
+            _RUN_AGAIN,
+        )
+    if not (0 < width <= MAX_WIDTH and math.isfinite(seconds) and seconds >= 0):
+        raise _refused("predictions-unreadable", "Its width or seconds make no sense.", _RUN_AGAIN)
+    table = checked_table(sent, ours, opened, probe)
+    provenance = predictions.Provenance(
+        model=card.name,
+        model_sha=sha,
+        task=ours.name,
+        task_version=ours.version,
+        probe=probe.name,
+        probe_version=probe.version,
+        kind=ours.kind,
+        width=width,
+        cv=splits.uses_cv(ours),
+        subset=False,
+        seconds=seconds,
+        device=clean(str(about.get("device", "")))[:80],
+        software=clean(str(about.get("software", "")))[:300],
+        dataset_sha=opened.identity.dataset_sha,
+        split_sha=opened.split_sha,
+        area=evaluate.has_area(probe),
+        skipped=evaluate.skipped_sizes(ours, opened.cases, probe),
+    )
+    return Scored(opened, table, provenance, evaluate.score(table, provenance))
+
+
+def checked_table(sent: Sent, card: TaskCard, opened: OpenTask, probe: Probe) -> pd.DataFrame:
+    """Our own table of this task and probe, with the predictions that were sent.
+
+    Raises:
+        IntakeError: another set of fits or cases, or predictions that are none.
+    """
+    nothing = np.zeros((len(opened.cases), 1), np.float32)
+    table = evaluate.predict(card, opened.cases, nothing, _Blank(probe))
+    known = [
+        name for name in ("repeat", "fold", "refit", "shots", "case", "patient") if name in table
+    ]
+    values = [name for name in table.columns if name not in (*known, "target")]
+    missing = [name for name in (*known, *values) if name not in sent.columns]
+    if missing:
+        raise _refused(
+            "predictions-columns", f"The predictions lack {', '.join(missing)}.", _RUN_AGAIN
+        )
+    rows = len(next(iter(sent.columns.values())))
+    order, theirs = _sorted(table), _sorted(sent.columns)
+    same = rows == len(table) and all(
+        (table[name].to_numpy()[order] == sent.columns[name][theirs]).all() for name in known
+    )
+    if not same:
+        raise _refused(
+            "predictions-cases",
+            f"The predictions of '{probe.name}' on '{card.name}' are not of exactly our test "
+            f"cases, folds and fits ({rows} rows, expected {len(table)}).",
+            _RUN_AGAIN,
+        )
+    for name in values:
+        column = sent.columns[name]
+        if column.dtype.kind not in "if" or not np.isfinite(column).all():
+            raise _refused("predictions-values", f"Column {name} is not finite.", _RUN_AGAIN)
+        filled = np.empty(rows)
+        filled[order] = column[theirs]
+        table[name] = filled
+    if card.kind == "classification":
+        p = table[values].to_numpy()
+        if (p < 0).any() or (abs(p.sum(1) - 1) > _SUM_TOLERANCE).any():
+            raise _refused(
+                "predictions-values", "The class probabilities do not sum to 1.", _RUN_AGAIN
+            )
+    return table
+
+
+def _sorted(columns: Any) -> np.ndarray:
+    """Order of the rows by fit and case."""
+    keys = [name for name in ("case", "refit", "fold", "repeat", "shots") if name in columns]
+    return np.lexsort([np.asarray(columns[name]).astype(str) for name in keys])
+
+
+class _Blank:
+    """A probe that predicts nothing: which fits and cases another one makes."""
+
+    def __init__(self, probe: Probe) -> None:
+        self.name, self.version, self.kinds = probe.name, probe.version, probe.kinds
+        self.title = probe.title
+        budget = budget_of(probe)
+        if budget is not None:
+            self.budget = budget
+
+    def __call__(self, features: Features, seed: int, refits: int) -> Predictions:
+        n = int((features.split == "test").sum())
+        shape = (n, features.n_classes) if features.kind == "classification" else (n,)
+        return Predictions(np.zeros(shape), np.zeros((refits, *shape)), {})
+
+
+def _refused(code: str, message: str, hint: str) -> IntakeError:
+    return IntakeError(code, message, stage="check", hint=hint)
