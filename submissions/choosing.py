@@ -28,11 +28,17 @@ LoadEncoder = Callable[[str], "LoadedEncoder"]
 
 
 def baselines() -> dict[str, LoadEncoder]:
-    """Every baseline that needs nothing beyond this package's own requirements, by name."""
+    """The baselines of a first look, by name.
+
+    Left out are those that need more than this package's own requirements, and the random copies of
+    trained ones, which only matter beside these on real tasks.
+    """
+    known = known_baselines()
     plain = [
         name
-        for name in known_baselines()
-        if not architectures.constant(manifest.read(manifest_path(name)).architecture.name, "EXTRA")
+        for name in known
+        if not architectures.constant(manifest.read(manifest_path(name)).registered.name, "EXTRA")
+        and f"{name.removeprefix('random_')}_tiny" not in known
     ]
     return encoders(plain, None, None)
 

@@ -114,7 +114,7 @@ def test_boxes_have_the_area_and_aspect_asked_for_and_lie_within():
 def test_slices_are_those_of_the_volume_scaled_to_8_bits(tmp_path):
     z = np.broadcast_to(np.arange(5.0, dtype=np.float32), (6, 7, 5))
     nib.save(nib.Nifti1Image(z, np.eye(4)), tmp_path / "v.nii.gz")
-    source = unlabelled([tmp_path], WHOLE, 8)
+    source = unlabelled([tmp_path], WHOLE)
     values = set()
     for seed in range(30):
         image, label = source.draw(rng(seed))
@@ -132,9 +132,9 @@ def test_a_folder_may_hold_pictures_and_volumes(tmp_path):
         (tmp_path / name).mkdir()
     block = np.arange(60, dtype=np.float32).reshape(3, 4, 5)
     nib.save(nib.Nifti1Image(block, np.eye(4)), tmp_path / "v" / "v.nii.gz")
-    source = unlabelled([tmp_path], UNIT, 8)
+    source = unlabelled([tmp_path], UNIT)
     shapes = {source.draw(rng(seed))[0].shape for seed in range(30)}
     assert shapes == {(6, 8, 3), (3, 4, 3)}
-    assert unlabelled([tmp_path / "p"], UNIT, 8).describe() == "1 pictures of p"
+    assert unlabelled([tmp_path / "p"], UNIT).describe() == "1 pictures of p"
     with pytest.raises(DataError, match="No image below"):
-        unlabelled([tmp_path / "empty"], UNIT, 8)
+        unlabelled([tmp_path / "empty"], UNIT)

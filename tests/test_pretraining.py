@@ -28,7 +28,7 @@ from tomoprobe.submissions.baselines import _pretraining, _publishing, _training
 from tomoprobe.submissions.baselines._batches import Plan, batches
 from tomoprobe.submissions.baselines._loss_curve import loss_curve
 from tomoprobe.submissions.baselines._optimisation import learning_rate, weight_decay
-from tomoprobe.submissions.baselines._synthetic_volumes import SyntheticVolumes, alone
+from tomoprobe.submissions.baselines._synthetic_volumes import SyntheticVolumes, few_shapes
 from tomoprobe.submissions.baselines._volumes import axial_slice, volumes
 from tomoprobe.submissions.load import load
 
@@ -378,7 +378,7 @@ def test_data_without_images_are_refused(tmp_path):
 
 def test_the_built_in_source_is_of_nobody_scaled_as_the_card_says_and_the_same_for_equal_seeds():
     tables = {"scanner": {"type": "ZScore"}}
-    first, again = (SyntheticVolumes.of(tables, (16, 16, 16), 3) for _ in range(2))
+    first, again = (SyntheticVolumes.of(tables, (16, 16, 16), 3, 0.5) for _ in range(2))
     one, other = (first.sample(np.random.default_rng(seed)) for seed in (1, 2))
     assert one.shape == (16, 16, 16)
     assert one.dtype == np.float32
@@ -389,10 +389,10 @@ def test_the_built_in_source_is_of_nobody_scaled_as_the_card_says_and_the_same_f
 
 def test_shapes_that_stand_alone_are_shapes_of_the_map():
     labels = torch.arange(8).reshape(2, 2, 2)
-    kept = alone(labels, np.random.default_rng(0))
+    kept = few_shapes(labels, np.random.default_rng(0))
     assert 1 <= len(kept.unique()) - 1 <= 3
     assert bool(((kept == labels) | (kept == 0)).all())
-    assert not alone(torch.zeros(2, 2, 2), np.random.default_rng(0)).any()
+    assert not few_shapes(torch.zeros(2, 2, 2), np.random.default_rng(0)).any()
 
 
 def test_axial_slices_of_air_are_avoided():

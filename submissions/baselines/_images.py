@@ -18,7 +18,6 @@ from PIL import Image, UnidentifiedImageError
 from ...benchmark.errors import DataError
 from . import _procedural_images
 from ._multi_crop import Volumes
-from ._synthetic_volumes import SyntheticVolumes
 from ._volumes import SUFFIXES, axial_slice, volumes
 
 PICTURES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
@@ -123,19 +122,16 @@ class Mixture:
         return " and ".join(part.describe() for part in self.parts)
 
 
-def unlabelled(data: Sequence[Path], intensity: Mapping[str, Any], size: int) -> Images:
-    """Pictures and slices below paths; of synthetic volumes, and drawn, where none is given.
+def unlabelled(data: Sequence[Path], intensity: Mapping[str, Any]) -> Images:
+    """Pictures and slices below paths.
 
     Args:
         data: files and folders of pictures, of volumes, or of both.
         intensity: of volumes, unit -> table with its ``type``, onto [0, 1].
-        size: of drawn images.
 
     Raises:
         DataError: neither a picture nor a volume there.
     """
-    if not data:
-        return Mixture((Slices(SyntheticVolumes.of(intensity)), Drawn(size)))
     parts: list[Images] = []
     if any(_below(path, PICTURES) for path in data):
         parts.append(pictures(data, labelled=False))

@@ -21,14 +21,8 @@ from ..manifest_tables import IntensityTable
 from ._synthesis import Dice, label_map
 from ._views import view
 
-ALONE = 0.5
-"""Share of the samples in which one to `MOST_ALONE` shapes stand alone, as an organ does that was
-cut out of its image; ours."""
-
 MOST_ALONE = 3
-
-SHAPE, MAPS = (48, 48, 48), 512
-"""Of what is seen where no data are given; ours. A label map costs 0.15 s, once."""
+"""Shapes that stand alone, at most; ours."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +31,9 @@ class SyntheticVolumes:
 
     shape: Shape
     maps: int
-    """Label maps; each is a byte per voxel in memory once it was drawn."""
+    """Label maps; each takes a byte per voxel once it was drawn (0.15 s of a CPU at 48^3)."""
+    alone: float
+    """Share of the samples in which a few shapes stand alone, as an organ that was cut out."""
     how: Intensity
     """The card's transform of images in scanner units."""
     _kept: dict[int, torch.Tensor] = field(default_factory=dict, repr=False)
@@ -45,17 +41,17 @@ class SyntheticVolumes:
 
     @classmethod
     def of(
-        cls, tables: Mapping[str, Any], shape: Shape = SHAPE, maps: int = MAPS
+        cls, tables: Mapping[str, Any], shape: Shape, maps: int, alone: float
     ) -> SyntheticVolumes:
         """With the ``scanner`` transform of a card's ``intensity``."""
         adapter: TypeAdapter[Any] = TypeAdapter(IntensityTable)
-        return cls(shape, maps, adapter.validate_python(tables["scanner"]).as_type())
+        return cls(shape, maps, alone, adapter.validate_python(tables["scanner"]).as_type())
 
     def sample(self, rng: np.random.Generator) -> np.ndarray:
         """(X, Y, Z) float32, scaled as the model wants it."""
         labels = self._labels(int(rng.integers(self.maps)))
-        if rng.random() < ALONE:
-            labels = alone(labels, rng)
+        if self.alone and rng.random() < self.alone:
+            labels = few_shapes(labels, rng)
         image = view(Dice(rng), labels.to(torch.int16)).numpy().astype(np.float32)
         interpolation.ramp(image.reshape(-1), *intensity.fit(self.how, image))
         return image
@@ -63,10 +59,8 @@ class SyntheticVolumes:
     def describe(self) -> str:
         """For the card."""
         sides = " x ".join(map(str, self.shape))
-        return (
-            f"{self.maps} synthetic label maps of {sides} voxels, whole or some shapes of one, "
-            "another view at every draw"
-        )
+        alone = f", {self.alone:.0%} of the samples a few shapes of one" if self.alone else ""
+        return f"{self.maps} synthetic label maps of {sides} voxels{alone}, each time another view"
 
     def _labels(self, index: int) -> torch.Tensor:
         """The label map of an index, which is the same in every run; made at its first draw."""
@@ -79,7 +73,7 @@ class SyntheticVolumes:
             return self._kept.setdefault(index, made)
 
 
-def alone(labels: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
+def few_shapes(labels: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
     """A label map of a few of its shapes, the rest 0; as it is where it has no shape."""
     shapes = labels.unique()[1:].numpy()
     if not len(shapes):

@@ -51,6 +51,8 @@ FULL = Preset(
     warmup=12_500,  # 10 of 100 epochs
     clip=3.0,
     options={
+        # Without data, ours: slices as large as a head at 3 mm.
+        "synthetic": {"shape": (64, 64, 32), "maps": 384, "alone": 0.5},
         "global_size": 224,
         "global_area": (0.32, 1.0),
         "local_size": 96,
@@ -87,27 +89,26 @@ TINY = Preset(
     architecture={"patch": 8, "dim": 96, "depth": 4, "heads": 3, "layer_scale": 1.0},
     shape=(48, 56, 48),  # as the random copy: an adult head at 4 mm
     readout="cls",
-    steps=600,
+    steps=1500,
     batch=32,
     learning_rate=2e-3,
     weight_decay=(0.04, 0.04),
     warmup=20,
     clip=3.0,
-    # [D], chosen by 200 to 300 steps on smoke: larger overlap, less jitter, a sharper teacher.
+    # [D]. Crops keep the scale of the slices, so that size stays in the features.
     options={
         **FULL.options,
         "global_size": 48,
-        "global_area": (0.6, 1.0),
+        "global_area": (0.5625, 0.5625),  # 48 x 48 of 64 x 64
         "local_size": 24,
-        "local_area": (0.2, 0.6),
+        "local_area": (0.14, 0.14),  # 24 x 24
         "locals": 2,
-        "flip": 0.0,
-        "jitter": {"gamma": 0.2, "blur": 0.5, "noise": 0.05},
+        "jitter": {"gamma": 0.5, "blur": 0.5, "noise": 0.1},
         "hidden": 256,
         "bottleneck": 64,
-        "prototypes": 256,
+        "prototypes": 512,
         "teacher_temperature": (0.04, 0.04),
-        "momentum": (0.95, 1.0),  # a teacher that follows within 600 steps
+        "momentum": (0.95, 1.0),  # a teacher that follows within 1500 steps
         "freeze_last": 0.0,
         "koleo_weight": 0.03,  # in a sample of 32 the nearest neighbour often shows the same place
         "layer_decay": 1.0,
@@ -258,6 +259,10 @@ INTENSITY = {
 }
 
 
+def _synthetic(preset: Preset) -> SyntheticVolumes:
+    return SyntheticVolumes.of(INTENSITY, **preset.options["synthetic"])
+
+
 @dataclass(frozen=True)
 class BrainDINO:
     """The pretext."""
@@ -273,7 +278,7 @@ class BrainDINO:
     def source(self, preset: Preset, data: Sequence[Path]) -> Source:
         """Crops of axial slices of the given volumes, at their own spacing; else synthetic."""
         patch = preset.architecture.get("patch", PATCH)
-        seen = volumes(data, intensity=INTENSITY) if data else SyntheticVolumes.of(INTENSITY)
+        seen = volumes(data, intensity=INTENSITY) if data else _synthetic(preset)
         return SliceCrops(seen, preset.options, patch)
 
     def card(self, preset: Preset) -> Mapping[str, Any]:

@@ -37,17 +37,17 @@ TINY = Preset(
     architecture={"depth_stride": True, "layers": (1, 1, 1, 1), "base_channels": 20},
     shape=(48, 64, 64),
     readout="concat",
-    steps=1500,
+    steps=2400,
     batch=32,
     learning_rate=0.05,
     weight_decay=(1e-4, 1e-4),
-    warmup=50,
+    warmup=80,
     clip=5.0,  # ours: few steps at a high rate
     optimizer="sgd",
     betas=(0.9, 0.999),
     # Ours. Area: a shape is seldom recognisable by an eighth of it.
     options={"size": 64, "drawn": 80, "area": (0.35, 1.0), "classes": len(Drawn(80).classes)},
-    note="About ten minutes on one core.",
+    note="About fifteen minutes on one core.",
 )
 
 FULL = Preset(
