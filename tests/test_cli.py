@@ -17,7 +17,8 @@ import pandas as pd
 import pytest
 
 from tomoprobe.benchmark import probes
-from tomoprobe.submissions import cli
+from tomoprobe.submissions import choosing, cli
+from tomoprobe.submissions.baselines._pretraining import SYSTEMS
 
 from .test_contributing import ENCODER_FILE, TASK_FILE
 
@@ -445,7 +446,9 @@ def test_quickstart_fills_a_board_without_a_terminal(
     code, out, err = typed(capsys, "quickstart", "--db", tmp_path / "board.db")
     assert code == 0, err
     assert "tomoprobe serve --db" in out
-    for name in ("intensity", "texture", "random_resnet10", "random_swin", "random_slices"):
+    shown = choosing.baselines()
+    assert {"intensity", "texture", "random_swin", *(f"{s}_tiny" for s in SYSTEMS)} <= set(shown)
+    for name in shown:
         assert name in out
     assert "never evidence" in out
     with sqlite3.connect(tmp_path / "board.db") as connection:
@@ -453,6 +456,6 @@ def test_quickstart_fills_a_board_without_a_terminal(
         done = dict(connection.execute(f"{query} group by task").fetchall())
     n = {kind: len(probes.for_kind(kind)) for kind in ("classification", "regression")}
     assert done == {
-        "smoke_lesion": 5 * n["classification"],
-        "smoke_ventricles": 5 * n["regression"],
+        "smoke_lesion": len(shown) * n["classification"],
+        "smoke_ventricles": len(shown) * n["regression"],
     }

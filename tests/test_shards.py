@@ -73,7 +73,7 @@ def test_merging_brings_rows_cards_flags_and_predictions(two: list[Engine]) -> N
     here, there = two
     add(here, [result("a", "t")])
     add(there, [result("b", "t"), result("b", "t", metric="brier")], flags=[("biased",), ()])
-    assert merge(here, there) == (1, 0)
+    assert merge(here, there) == (1, 0, 0)
     assert {row.result.model for row in db.rows(here)} == {"a", "b"}
     assert [(r.result, r.flags, r.added) for r in db.rows(here)][1:] == [
         (r.result, r.flags, r.added) for r in db.rows(there)
@@ -86,8 +86,8 @@ def test_merging_brings_rows_cards_flags_and_predictions(two: list[Engine]) -> N
 def test_merging_twice_adds_nothing(two: list[Engine]) -> None:
     here, there = two
     add(there, [result("b", "t")])
-    assert merge(here, there) == (1, 0)
-    assert merge(here, there) == (0, 1)
+    assert merge(here, there) == (1, 0, 0)
+    assert merge(here, there) == (0, 1, 0)
     assert len(db.rows(here)) == 1
 
 
