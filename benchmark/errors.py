@@ -11,6 +11,7 @@
     ├── ManifestError          a manifest or its weights that break the contract
     ├── EncoderError           an encoder that misbehaves: NaN, width, batch, buffers
     │   └── IsolationError     the process that runs a model cannot be closed off, or broke
+    │       └── InstallationError  this machine lacks a library or a device that a model needs
     ├── ProbeError             a probe that cannot be fitted on these features
     ├── TrainingError          a pretraining that diverged, or that is not its checkpoint's
     ├── IntakeError            a submission that is refused, with a code and a stage
@@ -98,6 +99,10 @@ class StorageError(TomoprobeError):
 
 class IsolationError(EncoderError):
     """The process that runs a model cannot be closed off, or it broke."""
+
+
+class InstallationError(IsolationError):
+    """This machine lacks a library, file or device that a model needs: no fault of the model."""
 
 
 class IntakeError(TomoprobeError):

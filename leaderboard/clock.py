@@ -3,12 +3,30 @@
 import time
 from datetime import UTC, datetime
 
+import sqlalchemy as sa
+from sqlalchemy import Connection
+
 DAY_S = 24 * 60 * 60.0
 
 
 def seconds(now: float | None = None) -> float:
     """``now`` itself, or the clock's."""
     return time.time() if now is None else now
+
+
+def shared_seconds(connection: Connection, now: float | None = None) -> float:
+    """``now`` itself, or the clock's that all who use this database share.
+
+    Workers of several machines take jobs from one PostgreSQL, and their clocks may differ by more
+    than a lease. A file of SQLite is used by one machine.
+    """
+    if now is None and connection.dialect.name == "postgresql":
+        # not that of the transaction's beginning, which may have waited
+        return float(connection.execute(sa.select(_EPOCH)).scalar_one())
+    return seconds(now)
+
+
+_EPOCH = sa.extract("epoch", sa.func.clock_timestamp())
 
 
 def stamp(now: float | None = None) -> str:

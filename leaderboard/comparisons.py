@@ -1,7 +1,7 @@
 """Paired comparisons of models on one task, from stored predictions, remembered.
 
-Scoring a curve again takes about a second per model, so what was computed is kept: a unit is never
-edited, and with its name the numbers are the same for ever.
+Scoring a curve again takes about a second per model, so what was computed is kept until a stored
+unit is replaced, or the public may see another choice of them: units that are added change nothing.
 """
 
 from collections import OrderedDict
@@ -59,6 +59,7 @@ class Comparer:
         self._differences: OrderedDict[Hashable, Difference | None] = OrderedDict()
         self._shares: OrderedDict[Hashable, LabelShare | None] = OrderedDict()
         self._unreadable: set[Unit] = set()
+        self._as_of: tuple[int, str] | None = None
 
     def compare(
         self, reference: Unit, others: Sequence[Unit], metric: str, shots: int | None, shares: bool
@@ -73,6 +74,7 @@ class Comparer:
             shares: whether to ask for the share of labels as well.
         """
         with self._lock:
+            self._forget_what_changed()
             stored = _Stored(self._engine, (reference, *others), self._unreadable)
 
             def curve(table: "pd.DataFrame", of: Metric) -> Curve:
@@ -114,6 +116,13 @@ class Comparer:
             unreadable = [u.model_sha for u in (reference, *others) if u in self._unreadable]
         adjusted = compare.adjusted({reference.model_sha: differences})[reference.model_sha]
         return Compared(adjusted, reached, tuple(unreadable))
+
+    def _forget_what_changed(self) -> None:
+        _, _, change, day = db.state(self._engine)
+        if self._as_of != (change, day):
+            for kept in (self._curves, self._differences, self._shares, self._unreadable):
+                kept.clear()
+            self._as_of = (change, day)
 
 
 def _kept(kept: "OrderedDict[Hashable, T]", key: Hashable, most: int, make: Callable[[], T]) -> T:

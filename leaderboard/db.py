@@ -102,10 +102,15 @@ def add(
         raise ValueError(f"A row is of {', '.join(get_args(Origin))}, not of '{origin}'.")
     stamp = _stamp(added)
     with reported(engine), writing(engine) as connection:
-        if _has(connection, unit) and not _give_way(connection, unit, origin, unsafe):
-            if also is not None:
-                also(connection)
-            return False
+        ids: list[Json] = [{}] * len(results)
+        if _has(connection, unit):
+            if connection.dialect.name == "sqlite":  # it gives ids of deleted last rows once more
+                last = connection.scalar(sa.select(sa.func.max(RESULTS.c.id))) or 0
+                ids = [{"id": last + k} for k in range(1, len(results) + 1)]
+            if not _give_way(connection, unit, origin, unsafe):
+                if also is not None:
+                    also(connection)
+                return False
         _add_model(connection, model_sha, model_card, manifest, stamp, origin)
         _add_task(connection, task_card, stamp)
         connection.execute(
@@ -122,8 +127,9 @@ def add(
                     "added": stamp,
                     "origin": origin,
                     "unsafe": unsafe,
+                    **id,
                 }
-                for result, marks in zip(results, flags, strict=True)
+                for result, marks, id in zip(results, flags, ids, strict=True)
             ],
         )
         if origin != "self-run" and not any(result.subset for result in results):
@@ -302,10 +308,15 @@ def is_done(
     dataset_sha: str,
     split_sha: str,
 ) -> bool:
-    """Whether this unit is stored."""
+    """Whether this unit is stored, and evaluating it again would replace nothing: see ``add``."""
     unit = Unit(model_sha, task, task_version, probe, probe_version, dataset_sha, split_sha)
+    there = sa.exists().where(
+        *_equal(RESULTS, unit._asdict()),
+        RESULTS.c.origin != "self-run",
+        RESULTS.c.unsafe.is_(False),
+    )
     with reported(engine), engine.connect() as connection:
-        return _has(connection, unit)
+        return bool(connection.scalar(sa.select(there)))
 
 
 def units(engine: Engine) -> list[Unit]:

@@ -19,7 +19,7 @@ from ..benchmark.errors import (
 )
 from . import quotas
 from .accounts import audit
-from .clock import seconds, stamp
+from .clock import seconds, shared_seconds, stamp
 from .hiding import withheld
 from .intake_records import ACTIVE, Fault, Job, JobKind, Planned, Submission
 from .intake_tables import JOBS, SUBMISSIONS
@@ -69,8 +69,9 @@ def checked(
 ) -> Submission:
     """End a check that went well: what was planned waits, or the submission is a duplicate.
 
-    It is one where another submission of the same model asks for, or has, all that is planned; or
-    where the operator has evaluated all of it. Then nothing is computed again.
+    It is one where another submission of the same model has all that is planned, or will have it
+    and is of the same user; or where the operator has evaluated all of it. Then nothing is computed
+    again. What the public does not see makes nobody else's submission a duplicate.
 
     Args:
         engine: of a migrated database.
@@ -87,15 +88,11 @@ def checked(
         _end(connection, job, "done", log, now)
         mine = get_submission(connection, job.submission_id)
         values: dict[str, object] = {"model_sha": model_sha, "state": "evaluating"}
-        same = _covering(connection, mine, model_sha, planned)
+        same = _covering(connection, mine, model_sha, planned, now)
         if same is not None:
-            link = None
-            if not isinstance(same, bool):
-                hidden = model_sha in withheld(connection, now).models
-                link = same.id if same.user_id == mine.user_id or not hidden else None
             values |= {
                 "state": "duplicate",
-                "duplicate_of": link,
+                "duplicate_of": None if isinstance(same, bool) else same.id,
                 "code": "duplicate",
                 "stage": "check",
                 "message": "The same model was submitted, or evaluated, before: same weights, "
@@ -118,23 +115,59 @@ def identify(connection: Connection, job: Job, model_sha: str, now: float | None
     ``db.add(..., also=lambda connection: identify(connection, job, model_sha))``
 
     Raises:
+        IntakeError: predictions are said to be of a model that is another's, or was computed here.
         LostLease: the job is not ours any more.
     """
     held(connection, job, heartbeat=seconds(now))
+    mine = get_submission(connection, job.submission_id)
+    if mine.kind == "self-run":
+        _check_unclaimed(connection, mine, model_sha)
     update(connection, job.submission_id, now, model_sha=model_sha)
+    if mine.model_sha != model_sha:  # rows that are there already may be seen from now on, or not
+        audit(connection, mine.user, "submission-checked", mine.id, now=now, model_sha=model_sha)
+
+
+def _check_unclaimed(connection: Connection, mine: Submission, sha: str) -> None:
+    """Nobody decides by mere predictions who sees another's model.
+
+    Raises:
+        IntakeError: it is one.
+    """
+    another = sa.exists().where(
+        SUBMISSIONS.c.model_sha == sha, SUBMISSIONS.c.user_id != mine.user_id
+    )
+    computed = sa.exists().where(RESULTS.c.model_sha == sha, RESULTS.c.origin != "self-run")
+    if connection.scalar(sa.select(sa.or_(another, computed))):
+        raise IntakeError(
+            "predictions-claimed",
+            f"Model {sha[:12]} was submitted by somebody else, or computed here from its weights.",
+            stage="check",
+            hint="Submit the weights: predictions are taken only of models that nobody else has "
+            "submitted.",
+        )
 
 
 def _covering(
-    connection: Connection, mine: Submission, sha: str, planned: Sequence[Planned]
+    connection: Connection,
+    mine: Submission,
+    sha: str,
+    planned: Sequence[Planned],
+    now: float | None,
 ) -> Submission | bool | None:
     """The submission that makes this one a duplicate; True: rows of the operator; None: nothing."""
     asked = {pair for plan in planned for pair in plan.probes}
     if not asked:
         return None
     query = sa.select(RESULTS.c.task, RESULTS.c.probe).where(
-        RESULTS.c.model_sha == sha, RESULTS.c.origin == "local", RESULTS.c.subset.is_(False)
+        RESULTS.c.model_sha == sha,
+        RESULTS.c.origin == "local",
+        RESULTS.c.subset.is_(False),
+        RESULTS.c.unsafe.is_(False),
     )
-    if asked <= {(task, probe) for task, probe in connection.execute(query.distinct())}:
+    hidden = sha in withheld(connection, now).models
+    if not hidden and asked <= {
+        (task, probe) for task, probe in connection.execute(query.distinct())
+    }:
         return True
     others = (
         select_submissions()
@@ -143,13 +176,20 @@ def _covering(
             SUBMISSIONS.c.id != mine.id,
             SUBMISSIONS.c.state.in_(("evaluating", "done")),
             SUBMISSIONS.c.kind != "self-run",
+            # another's may still fail, or be cancelled, and then nobody would have the rows
+            sa.or_(
+                SUBMISSIONS.c.user_id == mine.user_id,
+                sa.and_(SUBMISSIONS.c.state == "done", sa.literal(not hidden)),
+            ),
         )
         .order_by(SUBMISSIONS.c.created, SUBMISSIONS.c.id)
     )
     for row in connection.execute(others).mappings().all():
         other = as_submission(row)
         jobs = sa.select(JOBS.c.task, JOBS.c.probe).where(
-            JOBS.c.submission_id == other.id, JOBS.c.kind == "probe"
+            JOBS.c.submission_id == other.id,
+            JOBS.c.kind == "probe",
+            JOBS.c.state.not_in(("failed", "cancelled")),
         )
         if asked <= {(task, probe) for task, probe in connection.execute(jobs)}:
             return other
@@ -285,7 +325,7 @@ def _end(
     now: float | None,
     **values: object,
 ) -> None:
-    at = seconds(now)
+    at = shared_seconds(connection, now)
     took = None if job.claimed is None else max(0.0, at - job.claimed)
     held(
         connection,
@@ -305,7 +345,7 @@ def end_jobs(
     connection: Connection, which: sa.ColumnElement[bool], now: float | None, **values: object
 ) -> None:
     """Cancel jobs; a worker that holds one hears of it at its next heartbeat."""
-    at = seconds(now)
+    at = shared_seconds(connection, now)
     query = sa.select(JOBS).where(which, JOBS.c.state.in_(("waiting", "running")))
     for row in connection.execute(query).mappings().all():
         job = Job(**row)

@@ -1,8 +1,8 @@
 """What the public may not see of what is stored: withdrawn, under embargo, anonymous, edited cards.
 
-Rows are hidden, never deleted. A submission of a model that the operator had evaluated before (a
-row of origin "local") hides nothing: else whoever submits a published baseline again could hide or
-rename it.
+Rows are hidden, never deleted. Submissions of a model whose rows were here before the first of them
+hide nothing: else whoever submits a published baseline again could hide or rename it. Nor does one
+of predictions, once anything was computed from the model itself.
 """
 
 import hashlib
@@ -24,7 +24,17 @@ _TELLING = ("name", "title", "authors", "source", "citation", "note")
 _TELLING_OF_MANIFEST = (*_TELLING, "weights", "onnx", "readout")
 """A hash or a file name of published weights says it as well; a readout is free text."""
 
-SHOWS = ("submission-checked", "submission-withdrawn", "card-edited", "reported", "report-answered")
+SHOWS = (
+    "submission-checked",
+    "submission-cancelled",
+    "submission-withdrawn",
+    "job-failed",
+    "card-edited",
+    "card-replaced",
+    "unit-replaced",
+    "reported",
+    "report-answered",
+)
 """Actions of the audit after which the board may look otherwise."""
 
 
@@ -92,10 +102,20 @@ def hiding(connection: Connection) -> Hiding:
 def withheld(connection: Connection, now: float | None = None) -> Hiding:
     """What is withheld from the public at a moment."""
     columns = ("id", "user_id", "model_sha", "kind", "state", "anonymous", "embargo_until")
+    computed = sa.exists().where(
+        RESULTS.c.model_sha == SUBMISSIONS.c.model_sha, RESULTS.c.origin != "self-run"
+    )
+    # the first submission's own rows are older than the second: the first one decides
+    first = (
+        sa.select(SUBMISSIONS.c.model_sha, sa.func.min(SUBMISSIONS.c.created).label("created"))
+        .where(SUBMISSIONS.c.kind != "self-run")
+        .group_by(SUBMISSIONS.c.model_sha)
+        .subquery("first")
+    )
     known_before = sa.exists().where(
         RESULTS.c.model_sha == SUBMISSIONS.c.model_sha,
-        RESULTS.c.origin == "local",
-        RESULTS.c.added < SUBMISSIONS.c.created,
+        RESULTS.c.origin != "self-run",  # of any other: a merge keeps what the other board said
+        RESULTS.c.added < first.c.created,
     )
     made_rows = sa.exists().where(
         JOBS.c.submission_id == SUBMISSIONS.c.id, JOBS.c.kind == "probe", JOBS.c.state == "done"
@@ -109,10 +129,13 @@ def withheld(connection: Connection, now: float | None = None) -> Hiding:
             SUBMISSIONS.c.kind == "self-run",
             made_rows,
         ),
+        # who only claims predictions to be of a model has no say once it was computed here
+        sa.or_(SUBMISSIONS.c.kind != "self-run", ~computed),
         ~known_before,
     )
     query = (
         sa.select(*(SUBMISSIONS.c[name] for name in columns))
+        .outerjoin(first, first.c.model_sha == SUBMISSIONS.c.model_sha)
         .where(counts)
         .order_by(SUBMISSIONS.c.created, SUBMISSIONS.c.id)
     )

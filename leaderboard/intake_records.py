@@ -178,7 +178,7 @@ class Job:
     attempt: int
     """How often it was claimed: the fencing token."""
     lost: int
-    """How often a worker was lost with it."""
+    """How often a worker was lost with it, or gave it back after a fault of the platform."""
     owner: str | None
     lease_until: float | None
     heartbeat: float | None

@@ -6,7 +6,7 @@ ends then raises `LostLease`, and as a job ends in the transaction that stores i
 it is stored. So each unit is stored once, whoever dies when.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import sqlalchemy as sa
 from sqlalchemy import Connection, Engine
@@ -15,7 +15,7 @@ from ..benchmark.errors import IntakeError, QuotaError
 from . import quotas
 from .accounts import user_of
 from .activity import extraction_seconds, note_worker
-from .clock import seconds, stamp
+from .clock import shared_seconds, stamp
 from .endings import end_failed
 from .intake_records import Job, JobKind
 from .intake_tables import JOBS, SUBMISSIONS, USERS, WORKERS
@@ -35,12 +35,13 @@ def claim(
     kinds: Sequence[JobKind],
     lease_s: float = LEASE_S,
     now: float | None = None,
+    leave: Collection[int] = (),
 ) -> Job | None:
     """Take the next job for some seconds.
 
     Of the user who has the fewest running ones, then of the one who was served longest ago, then
-    the oldest. For an extraction the expected GPU seconds are reserved; a user who has none left
-    is passed over until there are.
+    the oldest. For an extraction the expected GPU seconds are reserved, or what is left of them; a
+    user who has none left is passed over until there are.
 
     Args:
         engine: of a migrated database.
@@ -48,19 +49,20 @@ def claim(
         kinds: what it can do.
         lease_s: until when it is ours without a heartbeat.
         now: seconds since 1970; None: the clock's.
+        leave: ids of jobs that are left to others.
 
     Returns:
         None where nothing can be done now.
     """
-    at = seconds(now)
     with reported(engine), engine.connect() as connection:
+        at = shared_seconds(connection, now)
         seen = connection.scalar(sa.select(WORKERS.c.seen).where(WORKERS.c.owner == owner))
         known = seen is not None and at - seen < _SEEN_NOTED_S
-        if known and connection.execute(_runnable(kinds).limit(1)).first() is None:
+        if known and connection.execute(_runnable(kinds, leave).limit(1)).first() is None:
             return None  # nothing to write
     with reported(engine), writing(engine) as connection:
         note_worker(connection, owner, kinds, at)
-        for row in _by_turn(connection, kinds):
+        for row in _by_turn(connection, kinds, leave):
             if row["kind"] == "extract" and not _reserved(connection, row, at):
                 continue
             connection.execute(
@@ -82,7 +84,7 @@ def claim(
     return None
 
 
-def _runnable(kinds: Sequence[JobKind]) -> sa.Select:
+def _runnable(kinds: Sequence[JobKind], leave: Collection[int]) -> sa.Select:
     """The oldest job of each user and kind that waits for nothing but a worker."""
     before = JOBS.alias("before")
     return (
@@ -92,15 +94,18 @@ def _runnable(kinds: Sequence[JobKind]) -> sa.Select:
         .where(
             JOBS.c.state == "waiting",
             JOBS.c.kind.in_(kinds),
+            JOBS.c.id.not_in(leave),
             sa.or_(JOBS.c.depends_on.is_(None), before.c.state == "done"),
         )
         .group_by(SUBMISSIONS.c.user_id, JOBS.c.kind)
     )
 
 
-def _by_turn(connection: Connection, kinds: Sequence[JobKind]) -> list[sa.RowMapping]:
+def _by_turn(
+    connection: Connection, kinds: Sequence[JobKind], leave: Collection[int]
+) -> list[sa.RowMapping]:
     """Candidates, whose turn it is first."""
-    first = connection.execute(_runnable(kinds)).all()
+    first = connection.execute(_runnable(kinds, leave)).all()
     if not first:
         return []
     served = (
@@ -124,7 +129,7 @@ def _by_turn(connection: Connection, kinds: Sequence[JobKind]) -> list[sa.RowMap
 
 
 def _reserved(connection: Connection, row: sa.RowMapping, at: float) -> bool:
-    """Reserve GPU seconds for an extraction; whether there were enough left."""
+    """Reserve GPU seconds for an extraction; whether any were left."""
     query = sa.select(USERS).where(USERS.c.id == row["user_id"])
     owner = user_of(connection.execute(query).mappings().one())
     try:
@@ -136,6 +141,7 @@ def _reserved(connection: Connection, row: sa.RowMapping, at: float) -> bool:
             row["submission_id"],
             at,
             job_id=row["id"],
+            partly=True,  # nobody knows how long it takes; a small quota would wait for ever
         )
     except QuotaError:
         return False
@@ -161,23 +167,30 @@ def heartbeat(
     Raises:
         LostLease: the job is not ours any more.
     """
-    at = seconds(now)
-    values: dict[str, object] = {"heartbeat": at, "lease_until": at + lease_s}
-    if log is not None:
-        values["log"] = cleaned(log)
     with reported(engine), writing(engine) as connection:
+        at = shared_seconds(connection, now)
+        values: dict[str, object] = {"heartbeat": at, "lease_until": at + lease_s}
+        if log is not None:
+            values["log"] = cleaned(log)
         held(connection, job, **values)
         return get_job(connection, job.id)
 
 
-def give_back(engine: Engine, job: Job, now: float | None = None) -> None:
-    """Let another worker do it, e.g. because this one is stopped. Not counted as lost.
+def give_back(engine: Engine, job: Job, now: float | None = None, *, failed: bool = False) -> None:
+    """Let another worker do it.
+
+    Args:
+        engine: of a migrated database.
+        job: as it was claimed.
+        now: seconds since 1970; None: the clock's.
+        failed: by a fault of the platform, which counts as lost; else this worker is stopped, and
+            nothing is counted.
 
     Raises:
         LostLease: the job is not ours any more.
     """
     with reported(engine), writing(engine) as connection:
-        held(connection, job, **_WAITING)
+        held(connection, job, **_WAITING, lost=job.lost + failed)
         _waits_again(connection, job, now)
 
 
@@ -202,9 +215,9 @@ def reap(engine: Engine, now: float | None = None, most_attempts: int = 3) -> li
     Returns:
         Those jobs as they were held.
     """
-    at = seconds(now)
-    overdue = sa.and_(JOBS.c.state == "running", JOBS.c.lease_until < at)
     with reported(engine), engine.connect() as connection:
+        at = shared_seconds(connection, now)
+        overdue = sa.and_(JOBS.c.state == "running", JOBS.c.lease_until < at)
         if not connection.scalar(sa.select(sa.exists().where(overdue))):
             return []
     with reported(engine), writing(engine) as connection:
@@ -222,7 +235,7 @@ def reap(engine: Engine, now: float | None = None, most_attempts: int = 3) -> li
                 job,
                 IntakeError(
                     "worker-lost",
-                    f"{job.lost + 1} workers in turn stopped answering while they did this.",
+                    f"{job.lost + 1} workers in turn failed or stopped answering at this.",
                     stage=job.kind,
                     hint="It is not counted against your quota. Submit it again; if it happens "
                     "again, ask the operator to look at it.",

@@ -16,7 +16,7 @@ from sqlalchemy import Connection, Engine
 from ..benchmark.errors import AccessError, ConflictError, IntakeError, QuotaError, UnknownNameError
 from . import quotas
 from .accounts import audit, user_of
-from .activity import depths, extraction_seconds, seen_workers, usual_seconds, workers
+from .activity import depths, seen_workers, usual_seconds, workers
 from .card_edits import EDITABLE, edit_card, edits
 from .clock import seconds, stamp, today
 from .disputes import answer, report, reports
@@ -58,6 +58,7 @@ __all__ = [
     "identify",
     "is_hidden",
     "jobs",
+    "last_embargo",
     "place",
     "reap",
     "report",
@@ -175,15 +176,19 @@ def submit(
         return get_submission(connection, id)
 
 
+def last_embargo(now: float | None = None) -> date:
+    """The latest date that rows may be hidden until."""
+    return date.fromisoformat(today(now)) + timedelta(days=LONGEST_EMBARGO_DAYS)
+
+
 def _check_embargo(text: str, now: float | None) -> None:
     try:
         day = date.fromisoformat(text)
     except ValueError:
         day = None
-    first = date.fromisoformat(today(now))
     if day is None or day.isoformat() != text:
         said = f"'{text[:40]}' is no date."
-    elif day - first > timedelta(days=LONGEST_EMBARGO_DAYS):
+    elif day > last_embargo(now):
         said = f"{text} is more than {LONGEST_EMBARGO_DAYS} days from now."
     else:
         return
@@ -316,7 +321,7 @@ def _held_by_quota(connection: Connection, id: str, user_id: int, now: float | N
         return ""
     row = connection.execute(sa.select(USERS).where(USERS.c.id == user_id)).mappings().one()
     try:
-        quotas.check(connection, user_of(row), "gpu_seconds", now, extraction_seconds(connection))
+        quotas.check(connection, user_of(row), "gpu_seconds", now)
     except QuotaError as error:
         return str(error)
     return ""

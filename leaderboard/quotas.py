@@ -59,6 +59,7 @@ def reserve(
     *,
     upload_id: str | None = None,
     job_id: int | None = None,
+    partly: bool = False,
 ) -> None:
     """Charge a user, if the quota allows it.
 
@@ -71,11 +72,18 @@ def reserve(
         now: seconds since 1970; None: the clock's.
         upload_id: of bytes.
         job_id: of GPU seconds.
+        partly: charge what is left, if that is something and less than ``amount``: an estimate,
+            which ``settle`` corrects.
 
     Raises:
         QuotaError: there is too little left; says when there will be enough, if ever.
     """
-    check(connection, user, kind, now, amount)
+    check(connection, user, kind, now, 0.0 if partly else amount)
+    if partly:
+        taken = sum(
+            row.amount for row in connection.execute(_counting(user.id, kind, seconds(now)))
+        )
+        amount = min(amount, _limits(connection, user.id)[kind] - taken)
     connection.execute(
         sa.insert(CHARGES).values(
             user_id=user.id,

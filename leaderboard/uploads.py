@@ -40,8 +40,9 @@ def create(
 ) -> Upload:
     """Announce a file, whose bytes are reserved at once.
 
-    Announcing it again with the same token gives the upload that is under way or complete: whoever
-    was interrupted goes on without having kept anything.
+    Announcing it again with the same token gives the upload that is under way: whoever was
+    interrupted goes on without having kept anything. A complete one may be in use, or without its
+    file, which is not known here.
 
     Args:
         engine: of a migrated database.
@@ -87,7 +88,7 @@ def create(
             UPLOADS.c.kind == kind,
             UPLOADS.c.size == size,
             UPLOADS.c.sha256 == sha256,
-            UPLOADS.c.state.in_(("open", "complete")),
+            UPLOADS.c.state == "open",
             UPLOADS.c.expires > seconds(now),
         )
         .order_by(UPLOADS.c.received.desc(), UPLOADS.c.id)

@@ -349,14 +349,25 @@ def _of_memory(error: Exception) -> bool:
     if isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)):
         return True
     # torch's and onnxruntime's allocators on a CPU have no error of their own
-    words = ("can't allocate memory", "not enough memory", "bad_alloc", "failed to allocate memory")
+    words = (
+        "can't allocate memory",
+        "cannot allocate memory",
+        "not enough memory",
+        "bad_alloc",
+        "failed to allocate memory",
+    )
     return any(word in str(error).lower() for word in words)
 
 
 def _fail(out: int, error: Exception) -> None:
     traceback.print_exception(error)
-    what = "memory" if _of_memory(error) else type(error).__name__
-    told = json.dumps({"error": what, "message": str(error)[:MAX_MESSAGE]})
+    what, message = type(error).__name__, str(error)
+    if _of_memory(error):
+        what = "memory"
+    elif isinstance(error, (ImportError, OSError)):
+        # a network is data and opens nothing: what is missing is missing on this machine
+        what, message = "InstallationError", f"{what}: {message}"
+    told = json.dumps({"error": what, "message": message[:MAX_MESSAGE]})
     _write(out, FAILED, told.encode())
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 import numpy as np
 
-from ..benchmark.errors import EncoderError, IsolationError, ManifestError
+from ..benchmark.errors import EncoderError, InstallationError, IsolationError, ManifestError
 from ..benchmark.types import EncoderCard
 from . import _isolated_child as far
 from ._isolated_process import Child, Gone, Late, Limits, gpu, plan, variables
@@ -111,6 +111,7 @@ class IsolatedEncoder:
 
         Raises:
             EncoderError: the child fails, ends, hangs, runs out of memory or answers nonsense.
+            IsolationError: it is killed again and again, or this machine lacks what it needs.
         """
         return self._run(far.EMBED, x)[0]
 
@@ -148,21 +149,31 @@ class IsolatedEncoder:
                 f"(B, {', '.join(map(str, wanted))}) is expected."
             )
         parts: list[list[np.ndarray]] = []
-        start = 0
+        start, killed = 0, False
         while start < len(volumes):
             batch = volumes[start : start + (self._largest or len(volumes))]
             try:
                 parts.append(self._ask(kind, np.ascontiguousarray(batch)))
-            except _OutOfMemory:
+            except _OutOfMemory as error:
+                by_others = isinstance(error, _Killed)
+                if by_others and not killed:
+                    killed = True  # once more: it may have had nothing to do with this batch
+                    continue
+                if by_others and len(batch) == 1:
+                    raise IsolationError(
+                        f"The process of encoder '{self._name}' was killed twice at one volume, "
+                        "and not by its own limit of memory. Look whether the machine is short of "
+                        "memory, and try again."
+                    ) from None
                 if len(batch) == 1:
                     raise EncoderError(
                         f"Encoder '{self._name}' needs more memory than there is on {self.device} "
                         f"(its process may take {self._limits.memory / 2**30:.3g} GiB) even with a "
                         "batch of one. Use a smaller grid or network."
                     ) from None
-                self._largest = len(batch) // 2
+                self._largest, killed = len(batch) // 2, False
                 continue
-            start += len(batch)
+            start, killed = start + len(batch), False
         return [torch.from_numpy(np.concatenate(arrays)) for arrays in zip(*parts, strict=True)]
 
     def _ask(self, kind: int, x: np.ndarray) -> list[np.ndarray]:
@@ -343,6 +354,10 @@ class IsolatedEncoder:
             raise ManifestError(message)
         if kind == "EncoderError":
             raise EncoderError(message)
+        if kind == "InstallationError":
+            raise InstallationError(
+                f"Encoder '{self._name}' cannot be run on this machine: {message}"
+            )
         raise EncoderError(f"Encoder '{self._name}' fails: {clean(str(kind))[:80]}: {message}")
 
     def _nonsense(self, what: str) -> EncoderError:

@@ -1,6 +1,7 @@
 """Reads predictions that a stranger wrote, in a process that can do nothing else.
 
-Started as ``python -I -m`` with an empty environment; the Parquet file is its standard input. The
+Started as ``python -I -m`` with an empty environment; the Parquet file is its standard input, and
+with ``--about`` only its footer is read and no column is answered. The
 parser is large and written in C++, so a file that leads it astray has to find itself in an empty
 room: once the libraries are loaded, no file or socket can be opened, nothing started, and memory
 and time are short. What comes back are numbers and short texts, and the parent checks those.
@@ -39,6 +40,8 @@ MAX_TEXT = 200
 """Letters of a case's or patient's id."""
 MAX_ABOUT = 1 << 16
 
+ABOUT = "--about"
+
 
 def main() -> None:
     """Answer once."""
@@ -47,7 +50,7 @@ def main() -> None:
     _close_off()
     out = sys.stdout.buffer
     try:
-        head, columns = _parsed(raw)
+        head, columns = _parsed(raw, with_columns=ABOUT not in sys.argv)
     except (pa.ArrowException, ValueError, KeyError, TypeError, OSError, MemoryError) as error:
         fault = f"{type(error).__name__}: {error}"
         out.write(json.dumps({"fault": fault[:500]}).encode() + b"\n")
@@ -83,7 +86,9 @@ def _close_off() -> None:
             _linux.filter_system_calls(gpu=False)
 
 
-def _parsed(raw: bytes, ours: bool = False) -> tuple[dict[str, Any], Iterator[np.ndarray]]:
+def _parsed(
+    raw: bytes, ours: bool = False, with_columns: bool = True
+) -> tuple[dict[str, Any], Iterator[np.ndarray]]:
     """What the file says about itself, and its columns, one after the other."""
     file = pq.ParquetFile(
         io.BytesIO(raw),
@@ -98,7 +103,7 @@ def _parsed(raw: bytes, ours: bool = False) -> tuple[dict[str, Any], Iterator[np
     if len(about) > MAX_ABOUT or (about == b"{}" and not ours):
         raise ValueError("no file that `tomoprobe evaluate --predictions` wrote")
     columns = {}
-    for name in names:
+    for name in names if with_columns else ():
         column = _column(file.read(columns=[name], use_threads=False).column(0), name)
         if len(column) != rows:
             raise ValueError(f"column {name!r} has {len(column)} of {rows} rows")

@@ -16,7 +16,7 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from starlette.requests import ClientDisconnect
 
 from ..benchmark.errors import AccessError, ConflictError
-from ..leaderboard import accounts, queue, quotas, uploads
+from ..leaderboard import accounts, db, queue, quotas, uploads
 from ..leaderboard.intake_records import Identity, Scope
 from . import receiving, service
 from .api_examples import with_examples
@@ -231,6 +231,7 @@ def router(site: Site) -> APIRouter:
     @routes.get("/reports", tags=["reports"])
     def reports(model_sha: Sha) -> Reports:
         """What was reported about a model, and what became of it."""
+        db.model(db.public(site.engine), model_sha)  # what is hidden is as unknown as what is not
         found = queue.reports(site.engine, model_sha)
         return Reports(reports=[ReportState.of(each) for each in found])
 

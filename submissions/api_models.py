@@ -92,7 +92,8 @@ class NewSubmission(_Asked):
     ] = []
     anonymous: Annotated[bool, Field(strict=True, description="hide name and authors")] = False
     embargo_until: Annotated[
-        str | None, Field(max_length=10, description="date from which rows are shown")
+        str | None,
+        Field(max_length=10, description="date from which rows are shown; at most two years"),
     ] = None
 
 

@@ -97,11 +97,7 @@ def open_checkpoint(path: Path, part: str | None = None) -> Checkpoint:
         with path.open("rb") as file:
             first = file.read(16)
     except OSError as error:
-        raise _refused(
-            "file-unreadable",
-            f"'{path}' cannot be read ({error.strerror}).",
-            "Give the path of a checkpoint.",
-        ) from error
+        raise _unreadable(path, error) from error
     if not first:
         raise _refused("file-empty", f"'{path}' is empty.", "Copy it again.")
     if path.suffix == ".onnx":
@@ -125,11 +121,22 @@ def open_checkpoint(path: Path, part: str | None = None) -> Checkpoint:
     return _pick(path, _load(path, mapped=first.startswith(b"PK")), part)
 
 
+def _unreadable(path: Path, error: OSError) -> IntakeError:
+    return _refused(
+        "file-unreadable",
+        f"'{path}' cannot be read ({error.strerror}).",
+        "Give the path of a checkpoint.",
+    )
+
+
 # --- formats -------------------------------------------------------------------------------------
 
 
 def _open_safetensors(path: Path) -> Checkpoint:
-    header = read_header(path)
+    try:
+        header = read_header(path)
+    except OSError as error:
+        raise _unreadable(path, error) from error
 
     def tensor(name: str) -> torch.Tensor:
         try:

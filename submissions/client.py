@@ -96,16 +96,25 @@ class Client:
         opened = self._open(file, kind)
         offset, most, chunk = int(opened["offset"]), 0, _MOST_CHUNK
         with opened_file(file.path) as source:
-            while offset < file.size:
+            # whole but open: the server ended before it had looked at it, which a chunk of no
+            # bytes has it do again
+            while offset < file.size or opened["state"] == "open":
                 sent(offset)
                 size = min(chunk, int(opened["chunk_bytes"]), file.size - offset)
                 try:
-                    offset = self._send(opened["id"], source, offset, size, sent)
+                    opened = {**opened, **self._send(opened["id"], source, offset, size, sent)}
+                    offset = int(opened["offset"])
+                    if not size and opened["state"] == "open":
+                        raise ConflictError(
+                            f"{self.base_url} has all bytes of {file.path}, but does not end the "
+                            "upload. Run the same command again, or tell its operator."
+                        )
                 except (Unreached, ConflictError) as error:
                     backoff.wait(error)
                     # of a chunk that did not arrive whole, nothing may be kept
                     chunk = max(_LEAST_CHUNK, size // 2)
-                    opened, offset = self._resumed(opened, file, kind)
+                    opened = self._resumed(opened["id"], file, kind)
+                    offset = int(opened["offset"])
                 except UnknownNameError as error:  # it has expired meanwhile
                     backoff.wait(error)
                     opened = self._open(file, kind)
@@ -121,9 +130,9 @@ class Client:
 
     def _send(
         self, id: str, source: BinaryIO, offset: int, size: int, sent: Callable[[int], None]
-    ) -> int:
-        """One chunk; gives the offset of the next."""
-        answer = self._connection.once(
+    ) -> dict[str, Any]:
+        """One chunk; gives the upload after it."""
+        return self._connection.once(
             "PATCH",
             f"/uploads/{_part(id)}",
             content=pieces(source, offset, size, sent),
@@ -133,24 +142,23 @@ class Client:
                 "Content-Length": str(size),
             },
         )
-        return int(answer["offset"])
 
     def _open(self, file: File, kind: str) -> dict[str, Any]:
         """Twice the same is one upload, so it may be tried again."""
         asked = {"kind": kind, "size": file.size, "sha256": file.sha256}
         return self._connection.request("POST", "/uploads", json=asked)
 
-    def _resumed(self, opened: dict[str, Any], file: File, kind: str) -> tuple[dict[str, Any], int]:
-        """The upload, and how much of it the server has."""
+    def _resumed(self, id: str, file: File, kind: str) -> dict[str, Any]:
+        """The upload as the server has it, or a new one."""
         try:
-            found = self._connection.request("GET", f"/uploads/{_part(opened['id'])}")
+            found = self._connection.request("GET", f"/uploads/{_part(id)}")
         except UnknownNameError:
-            opened = found = self._open(file, kind)
+            found = self._open(file, kind)
         if found["state"] == "refused":
             raise _refused(found)
         if found["state"] in ("expired", "deleted"):
-            opened = found = self._open(file, kind)
-        return opened, int(found["offset"])
+            found = self._open(file, kind)
+        return found
 
     def _check_arrived(self, upload: str, file: File) -> None:
         """The server has read the file again and found the same sha256."""

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import tomllib
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Annotated, Any, NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import Annotated, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -12,12 +11,9 @@ from ..benchmark.errors import IntakeError, ManifestError, UnknownNameError
 from ..leaderboard.intake_records import SubmissionKind, Upload
 from ..leaderboard.settings import Settings
 from . import manifest as manifests
+from .headers import shown
 from .manifest_tables import Line, Name, Text
-
-MAX_BYTES = 64 << 10
-"""Of a manifest that is sent: a hundred times what one takes."""
-
-_CONTROLS = frozenset(map(chr, (*range(9), 11, 12, *range(14, 32), *range(127, 160))))
+from .manifest_text import parsed
 
 
 class SelfRunCard(BaseModel):
@@ -49,7 +45,7 @@ def declared(text: str, upload: Upload | None) -> Declaration:
     Raises:
         IntakeError: stage ``upload``; says what is wrong and what to do.
     """
-    data = _parsed(text)
+    data = parsed(text, "upload")
     try:
         if upload is not None and upload.kind == "predictions":
             card = SelfRunCard.model_validate(data)
@@ -59,36 +55,9 @@ def declared(text: str, upload: Upload | None) -> Declaration:
         raise _invalid(manifests.explain(error, SelfRunCard)) from error
     except ManifestError as error:
         raise _invalid(str(error)) from error
+    except (ValueError, RecursionError, OverflowError) as error:
+        raise _invalid(shown(str(error))) from error
     return Declaration(manifest.name, _kind(manifest, upload))
-
-
-def _parsed(text: str) -> Mapping[str, Any]:
-    if len(text.encode()) > MAX_BYTES:
-        raise IntakeError(
-            "manifest-too-large",
-            f"The manifest has more than {MAX_BYTES} bytes.",
-            stage="upload",
-            hint="It is a page of text; weights belong into a file of their own.",
-        )
-    try:
-        data = tomllib.loads(text.replace("\r\n", "\n"))
-    except (tomllib.TOMLDecodeError, RecursionError, ValueError) as error:
-        raise _invalid(f"The manifest is not TOML: {error}.") from error
-    if any(_CONTROLS.intersection(found) for found in _texts(data)):
-        raise _invalid("A text of the manifest holds control characters.")
-    return data
-
-
-def _texts(value: Any) -> Iterable[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping):
-        for key, item in value.items():
-            yield key
-            yield from _texts(item)
-    elif isinstance(value, list):
-        for item in value:
-            yield from _texts(item)
 
 
 def _invalid(message: str) -> IntakeError:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 from ..benchmark.errors import (
     DataError,
     EncoderError,
+    InstallationError,
     IntakeError,
     IsolationError,
     ManifestError,
@@ -49,6 +50,11 @@ _SUBMISSION: tuple[tuple[type[TomoprobeError], str, str], ...] = (
 """Errors that the submission brought about, with their code and what to do."""
 
 _PLATFORM: tuple[tuple[type[BaseException], str, str], ...] = (
+    (
+        InstallationError,
+        "worker-installation",
+        "this worker lacks a library or a device that the model needs",
+    ),
     (IsolationError, "no-isolation", "this worker cannot close a process off"),
     (DataError, "data-missing", "a data set cannot be read on this worker"),
     (StorageError, "storage", "the database or the disk of the platform cannot be used"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from ..benchmark.errors import StorageError
 from . import onnx_graph
 from .headers import shown
 
@@ -14,8 +15,12 @@ def report(path: Path) -> Iterator[str]:
 
     Raises:
         IntakeError: it would be refused; the reason says what was found.
+        StorageError: it cannot be read.
     """
-    facts = onnx_graph.validate(path)
+    try:
+        facts = onnx_graph.validate(path)
+    except OSError as error:
+        raise StorageError(f"'{path}' cannot be read ({error.strerror}).") from error
     yield f"{path.name}: an ONNX graph, opset {facts.opset}, {path.stat().st_size / 1e6:.2f} MB."
     operators = sorted(facts.operators.items(), key=lambda item: -item[1])
     yield (

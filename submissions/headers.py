@@ -96,19 +96,15 @@ def read_header(path: Path, limits: Limits = LIMITS) -> Header:
         limits: see `Limits`.
 
     Raises:
-        IntakeError: stage ``upload``; no such file, another format, a truncated file, a header that
+        IntakeError: stage ``upload``; another format, a truncated file, a header that
             is too large or no JSON, names twice or unfit, types that are not taken, shapes and
             offsets that contradict each other, overlap or leave holes, or bytes after the tensors.
+        OSError: it cannot be read, which on a server is no fault of the file.
     """
-    try:
-        with _open(path) as file:
-            size = os.fstat(file.fileno()).st_size
-            raw = _header_bytes(file, size, limits)
-            archive_too = ends_as_zip(file, size)
-    except OSError as error:
-        raise _refused(
-            "file-unreadable", f"The file cannot be read ({error.strerror}).", _AGAIN
-        ) from error
+    with _open(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        raw = _header_bytes(file, size, limits)
+        archive_too = ends_as_zip(file, size)
     if archive_too:
         raise _refused(
             "file-polyglot",

@@ -76,8 +76,8 @@ def check(
         manifest_text: TOML, as sent. What it calls the file of weights is not looked at.
         weights: the safetensors file (kind ``weights``) or the graph (``onnx``); else None.
         kind: see `Kind`.
-        isolate: run the network in a closed-off process; only the submitter's own machine may do
-            without.
+        isolate: check a graph and run the network in closed-off processes; only the submitter's
+            own machine may do without.
         log: told what is done, a line at a time, for the submitter.
         device: of the dry run.
         unsafe_local: see ``isolation.isolated``.
@@ -85,15 +85,16 @@ def check(
     Raises:
         IntakeError: the submission is refused.
         IsolationError: this machine cannot close off a process: no fault of the submission.
+        OSError: the file cannot be read: none either.
     """
     manifest = read_manifest(manifest_text)
     _check_kind(manifest, weights, kind)
     log(f"manifest '{manifest.name}': read")
     parameters = 0
     if kind == "onnx" and weights is not None:
-        from . import onnx_graph
+        from . import graph_checks, onnx_graph
 
-        onnx_graph.validate(weights)
+        (graph_checks.validate if isolate else onnx_graph.validate)(weights)
         log("graph: operators, sizes and outputs are in order")
     else:
         parameters = _check_network(manifest, weights, log)
@@ -194,21 +195,16 @@ def _check_names(plan: Blueprint, header: Header) -> dict[str, str]:
 def _check_values(weights: Path, header: Header, keys: Mapping[str, str]) -> None:
     """Refuse NaN, infinities and what float32 cannot hold, in the tensors that are used."""
     bad: list[str] = []
-    try:
-        with weights.open("rb") as file:
-            for key in sorted(keys.values(), key=lambda k: header.tensors[k].begin):
-                info = header.tensors[key]
-                file.seek(header.data_start + info.begin)
-                left = info.end - info.begin
-                while left > 0 and (raw := file.read(min(left, _CHUNK))):
-                    left -= len(raw)
-                    if not _finite(raw, info):
-                        bad.append(key)
-                        break
-    except OSError as error:
-        raise _refused(
-            "file-unreadable", f"The file cannot be read ({error.strerror}).", "Send it again."
-        ) from error
+    with weights.open("rb") as file:
+        for key in sorted(keys.values(), key=lambda k: header.tensors[k].begin):
+            info = header.tensors[key]
+            file.seek(header.data_start + info.begin)
+            left = info.end - info.begin
+            while left > 0 and (raw := file.read(min(left, _CHUNK))):
+                left -= len(raw)
+                if not _finite(raw, info):
+                    bad.append(key)
+                    break
     if bad:
         raise _refused(
             "weights-nan",

@@ -18,7 +18,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from ..benchmark.errors import EncoderError, ManifestError, UnknownNameError
+from ..benchmark.errors import EncoderError, InstallationError, ManifestError, UnknownNameError
 from ..benchmark.types import EncoderCard
 from . import architectures, baselines
 from .architectures._build import build_network, complete_arguments
@@ -91,7 +91,8 @@ def load(
         UnknownNameError: the spec names nothing.
         ManifestError: the manifest, arguments or weights do not fit.
         IntakeError: the ONNX graph of a manifest is refused.
-        EncoderError: a Python object that is no encoder, or no such device.
+        EncoderError: a Python object that is no encoder.
+        InstallationError: no such device or library here.
     """
     _check_device(device)
     if spec.endswith(".toml"):
@@ -356,7 +357,7 @@ def _check_device(device: str) -> None:
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise EncoderError(
+        raise InstallationError(
             f"Device '{device}' cannot be used here ({str(error).splitlines()[0]}). Use 'cpu', or "
             "one that torch finds."
         ) from error

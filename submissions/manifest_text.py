@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import tomllib
 from collections.abc import Iterator
+from typing import Any
 
 from ..benchmark.errors import IntakeError, ManifestError
 from .headers import shown
@@ -47,6 +48,38 @@ def read_manifest(text: str, stage: str = "check") -> Manifest:
     def refused(code: str, message: str, hint: str) -> IntakeError:
         return IntakeError(code, message, stage=stage, hint=hint)
 
+    data = parsed(text, stage)
+    try:
+        manifest = parse(data, "manifest.toml")
+    except ManifestError as error:
+        raise refused("manifest-invalid", str(error), _EDIT) from error
+    except (ValueError, RecursionError, OverflowError) as error:
+        raise refused("manifest-invalid", shown(str(error)), _EDIT) from error
+    voxels = math.prod(manifest.grid.shape) * (manifest.channels + manifest.region)
+    if voxels > VOXELS or manifest.channels > CHANNELS:
+        raise refused(
+            "grid-size",
+            f"A grid of {shown(manifest.grid.shape)} with {shown(manifest.channels)} channels is "
+            f"too large: {VOXELS} voxels and {CHANNELS} channels at most are taken.",
+            "Use a smaller or coarser grid, or tiling = 'tiles'.",
+        )
+    return manifest
+
+
+def parsed(text: str, stage: str) -> dict[str, Any]:
+    """The keys of a stranger's TOML, of any card; in time and depth that are bounded.
+
+    Args:
+        text: TOML, as sent.
+        stage: of the refusal.
+
+    Raises:
+        IntakeError: too long, no TOML, or text with control characters.
+    """
+
+    def refused(code: str, message: str, hint: str) -> IntakeError:
+        return IntakeError(code, message, stage=stage, hint=hint)
+
     try:
         size = len(text.encode())
     except UnicodeEncodeError as error:
@@ -78,21 +111,7 @@ def read_manifest(text: str, stage: str = "check") -> Manifest:
                 f"The manifest's text {shown(value)} holds the control character {odd!a}.",
                 "Remove it.",
             )
-    try:
-        manifest = parse(data, "manifest.toml")
-    except ManifestError as error:
-        raise refused("manifest-invalid", str(error), _EDIT) from error
-    except (ValueError, RecursionError, OverflowError) as error:
-        raise refused("manifest-invalid", shown(str(error)), _EDIT) from error
-    voxels = math.prod(manifest.grid.shape) * (manifest.channels + manifest.region)
-    if voxels > VOXELS or manifest.channels > CHANNELS:
-        raise refused(
-            "grid-size",
-            f"A grid of {shown(manifest.grid.shape)} with {shown(manifest.channels)} channels is "
-            f"too large: {VOXELS} voxels and {CHANNELS} channels at most are taken.",
-            "Use a smaller or coarser grid, or tiling = 'tiles'.",
-        )
-    return manifest
+    return data
 
 
 def _texts(value: object) -> Iterator[str]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..benchmark.errors import EncoderError
+from ..benchmark.errors import EncoderError, InstallationError
 from .onnx_graph import EMBEDDING, INPUT, GraphFacts, read
 from .onnx_limits import LIMITS, Limits, refuse, require, shown
 
@@ -40,7 +40,7 @@ class OnnxNetwork:
 
         Raises:
             IntakeError: the graph is refused, or onnxruntime cannot run it.
-            EncoderError: onnx or onnxruntime is not installed, or has no such device.
+            InstallationError: onnx or onnxruntime is not installed, or has no such device.
         """
         require("onnx", "onnxruntime")
         self._graph = read(path, limits)
@@ -121,7 +121,7 @@ def _providers(device: torch.device, available: Sequence[str]) -> list[Any]:
     if device.type == "cpu":
         return ["CPUExecutionProvider"]
     if device.type != "cuda" or "CUDAExecutionProvider" not in available:
-        raise EncoderError(
+        raise InstallationError(
             f"onnxruntime has no '{device.type}' here. Use --device cpu, or install "
             "onnxruntime-gpu in place of onnxruntime."
         )

@@ -92,15 +92,20 @@ def validate(path: Path, limits: Limits = LIMITS) -> GraphFacts:
 
     Raises:
         IntakeError: it is refused; codes begin with ``graph-``.
-        EncoderError: onnx is not installed.
+        InstallationError: onnx is not installed.
+        OSError: the file cannot be read, which on a server is no fault of the graph.
     """
     return read(path, limits).facts
 
 
 def read(path: Path, limits: Limits = LIMITS) -> CheckedGraph:
     """Read and check a graph; raises as `validate`."""
+    return read_bytes(_bytes(path, limits), limits)
+
+
+def read_bytes(data: bytes, limits: Limits = LIMITS) -> CheckedGraph:
+    """Check the bytes of a file; raises as `validate`."""
     require("onnx")
-    data = _bytes(path, limits)
     scan(data, limits)
     from google.protobuf.message import DecodeError
     from onnx import ModelProto
@@ -138,18 +143,15 @@ def read(path: Path, limits: Limits = LIMITS) -> CheckedGraph:
 
 
 def _bytes(path: Path, limits: Limits) -> bytes:
-    try:
-        with path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            if size > limits.file_bytes:
-                refuse(
-                    "too-large",
-                    f"'{path.name}' has {size} bytes; up to {limits.file_bytes} are allowed.",
-                    "Store the weights as float16, or use a smaller network.",
-                )
-            return file.read(size)
-    except OSError as error:
-        refuse("unreadable", f"'{path.name}' cannot be read ({error.strerror}).", "Send it again.")
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > limits.file_bytes:
+            refuse(
+                "too-large",
+                f"'{path.name}' has {size} bytes; up to {limits.file_bytes} are allowed.",
+                "Store the weights as float16, or use a smaller network.",
+            )
+        return file.read(size)
 
 
 # --- messages ------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import NoReturn
 
-from ..benchmark.errors import EncoderError, IntakeError
+from ..benchmark.errors import InstallationError, IntakeError
 
 EXPORT = "Write the graph with `tomoprobe pack --onnx package.module:factory`."
 
@@ -62,11 +62,11 @@ def require(*modules: str) -> None:
     """Check that optional modules are installed.
 
     Raises:
-        EncoderError: one is not.
+        InstallationError: one is not.
     """
     missing = [name for name in modules if find_spec(name) is None]
     if missing:
-        raise EncoderError(
+        raise InstallationError(
             f"ONNX graphs need {' and '.join(missing)}, not installed here. Install them: pip "
             "install 'tomoprobe[onnx]'."
         )

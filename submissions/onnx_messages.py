@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from .onnx_limits import Limits, refuse, shown
 from .onnx_operators import check_node
-from .onnx_shapes import ITEM_BYTES, SMALL
+from .onnx_shapes import BOUND, ITEM_BYTES, SMALL
 
 if TYPE_CHECKING:
-    from onnx import GraphProto, NodeProto, TensorProto
+    from onnx import GraphProto, NodeProto, TensorProto, ValueInfoProto
 
 
 def check_messages(graph: GraphProto, limits: Limits) -> list[NodeProto]:
@@ -28,15 +28,20 @@ def check_messages(graph: GraphProto, limits: Limits) -> list[NodeProto]:
             refuse("invalid", "A branch has inputs; it sees what is around it.")
         for tensor in inner.initializer:
             _define(tensor.name, defined, limits)
+            _check_tensor(tensor, limits)
             if inner is not graph and math.prod(tensor.dims) > SMALL:
                 refuse(
                     "initializer",
                     f"Initialiser {shown(tensor.name)} of a branch has more than {SMALL} elements.",
                     "Move it to the main graph.",
                 )
-            _check_tensor(tensor)
         for given in inner.input:
             _define(given.name, defined, limits)
+            _check_declared(given, "input", limits)
+        for promised in inner.output:
+            _check_declared(promised, "output", limits)
+        for noted in inner.value_info:
+            _check_declared(noted, "shape", limits)
         nodes += inner.node
         if len(nodes) > limits.nodes:
             refuse("too-many-nodes", f"The graph has more than {limits.nodes} nodes.")
@@ -47,7 +52,7 @@ def check_messages(graph: GraphProto, limits: Limits) -> list[NodeProto]:
             used.update(node.input)
             for attribute in node.attribute:
                 if attribute.HasField("t"):
-                    _check_tensor(attribute.t)
+                    _check_tensor(attribute.t, limits)
         used.update(output.name for output in inner.output)
     idle = [t.name for g in graphs(graph) for t in g.initializer if t.name not in used]
     if idle:
@@ -79,11 +84,28 @@ def _define(name: str, defined: set[str], limits: Limits) -> None:
     defined.add(name)
 
 
-def _check_tensor(tensor: TensorProto) -> None:
+def _check_declared(value: ValueInfoProto, code: str, limits: Limits) -> None:
+    """Check the shape that is declared of a value; an open dimension counts as 0."""
+    dims = [d.dim_value for d in value.type.tensor_type.shape.dim]
+    _check_dims(dims, shown(value.name), code, limits)
+
+
+def _check_dims(dims: Sequence[int], name: str, code: str, limits: Limits) -> None:
+    """Refuse a shape before anything is computed of it: the product of many large ones is work."""
+    if len(dims) > limits.dims or not all(0 <= n <= BOUND for n in dims):
+        refuse(
+            code,
+            f"{name} has {len(dims)} dimensions, {tuple(dims[: limits.dims])} at first; up to "
+            f"{limits.dims} of 0 to 2^31 are allowed.",
+        )
+
+
+def _check_tensor(tensor: TensorProto, limits: Limits) -> None:
     """Check that a tensor holds what it declares, in this file, and finite."""
     from onnx import numpy_helper
 
     name = f"Tensor {shown(tensor.name)}"
+    _check_dims(tensor.dims, name, "initializer", limits)
     if tensor.data_location or tensor.external_data:
         refuse(
             "external-data",
@@ -92,8 +114,6 @@ def _check_tensor(tensor: TensorProto) -> None:
         )
     if tensor.data_type not in ITEM_BYTES or tensor.HasField("segment"):
         refuse("type", f"{name} is of the type {tensor.data_type}, or in segments.")
-    if min(tensor.dims, default=0) < 0:
-        refuse("initializer", f"{name} has the shape {tuple(tensor.dims)}.")
     size = math.prod(tensor.dims)
     lists = [
         *(tensor.float_data, tensor.double_data, tensor.int32_data, tensor.int64_data),
@@ -107,17 +127,16 @@ def _check_tensor(tensor: TensorProto) -> None:
     if not fits:
         refuse(
             "initializer",
-            f"{name} declares the shape {tuple(tensor.dims)[:16]}, which is not what it holds.",
+            f"{name} declares the shape {tuple(tensor.dims)}, which is not what it holds.",
         )
-    if not size:
-        return
     try:
         values = numpy_helper.to_array(tensor)
-    except (TypeError, ValueError) as error:  # in a list of another type
+    except (TypeError, ValueError) as error:
+        # in a list of another type, or empty with other sides beyond what numpy counts
         refuse("initializer", f"{name} cannot be read: {shown(str(error))}.")
     if values.size != size:
         refuse("initializer", f"{name} holds {values.size} values and declares {size}.")
-    if np.issubdtype(values.dtype, np.floating):
+    if size and np.issubdtype(values.dtype, np.floating):
         # both let NaN through, and need no memory; attention's masks are made of -inf
         low, high = values.min(), values.max()
         if math.isnan(low) or high == math.inf or (low == -math.inf and not _is_mask(values)):

@@ -5,9 +5,12 @@ Then the file is looked at from outside; no tensor, graph or table is read here.
 
 from __future__ import annotations
 
+import asyncio
+import functools
 import time
-from collections.abc import AsyncIterable
+from collections.abc import AsyncIterable, Callable
 from pathlib import Path
+from typing import Any, TypeVar
 
 from sqlalchemy import Engine
 from starlette.concurrency import run_in_threadpool
@@ -18,6 +21,8 @@ from ..leaderboard.intake_records import Identity, Upload, UploadKind
 from . import file_formats, headers
 from .configuration import Configuration
 from .upload_store import Part, UploadStore
+
+_T = TypeVar("_T")
 
 _WRITE_AT_ONCE = 1 << 20
 """Bytes that are gathered before a thread writes them: fewer would cost more in switching."""
@@ -43,7 +48,8 @@ def announce(
 ) -> Upload:
     """Take note of a file that is to come: its bytes are reserved, and the disk has room.
 
-    The same file again is the same upload, if it can still be used: so a broken transfer goes on.
+    The same file again is the same upload, if it can still be used: so a broken transfer goes on,
+    and needs room for what is missing only.
 
     Raises:
         IntakeError: it is larger than what is taken.
@@ -53,10 +59,10 @@ def announce(
     if size > configuration.max_upload_bytes:
         raise too_large(size, configuration.max_upload_bytes)
     again = _under_way(engine, store, identity, kind, size, sha256)
-    if again is not None:
-        return again
-    store.make_room(size)
-    return uploads.create(engine, identity, kind, size, sha256)
+    missing = size if again is None else size - again.received
+    if missing:
+        store.make_room(missing)
+    return again or uploads.create(engine, identity, kind, size, sha256)
 
 
 def _under_way(
@@ -124,9 +130,6 @@ async def receive(
         StoreFullError: the disk is full.
     """
     upload = await run_in_threadpool(_at, engine, id, identity, offset)
-    if upload.received == upload.size and store.path(upload.file).exists():
-        # the answer of the last chunk was lost together with the server
-        return await run_in_threadpool(uploads.finish, engine, id)
     with store.writing(upload.file) as part:
         try:
             # what was read before the lock may be old
@@ -134,19 +137,22 @@ async def receive(
         except BaseException:
             part.drop_if_empty()
             raise
+        if upload.received == upload.size and store.path(upload.file).exists():
+            # the answer of the last chunk was lost together with the server
+            part.drop_if_empty()
+            return await run_in_threadpool(uploads.finish, engine, id)
         if part.size() < offset:
-            await run_in_threadpool(_give_up, engine, store, upload, _lost())
+            await _waited_for(_give_up, engine, store, upload, _lost())
         most = min(chunk_bytes, upload.size - offset)
         try:
-            written = await _write(part, offset, chunks, most)
-            await run_in_threadpool(part.sync)
-            upload = await run_in_threadpool(uploads.advance, engine, id, offset, offset + written)
+            written, rest = await _write(part, offset, chunks, most)
         except BaseException:
             part.cut(offset)
             raise
+        upload = await _waited_for(_keep, engine, part, id, offset, written, rest)
         if upload.received < upload.size:
             return upload
-        return await run_in_threadpool(_finish, engine, store, part, upload)
+        return await _waited_for(_finish, engine, store, part, upload)
 
 
 def discard(engine: Engine, store: UploadStore, upload: Upload) -> None:
@@ -195,7 +201,10 @@ def _at(engine: Engine, id: str, identity: Identity, offset: int) -> Upload:
     return upload
 
 
-async def _write(part: Part, offset: int, chunks: AsyncIterable[bytes], most: int) -> int:
+async def _write(
+    part: Part, offset: int, chunks: AsyncIterable[bytes], most: int
+) -> tuple[int, bytes]:
+    """How many bytes were written, and the last ones, which are not yet."""
     part.cut(offset)
     written, gathered = 0, bytearray()
     async for data in chunks:
@@ -203,11 +212,45 @@ async def _write(part: Part, offset: int, chunks: AsyncIterable[bytes], most: in
             raise too_large(written + len(gathered) + len(data), most)
         gathered += data
         if len(gathered) >= _WRITE_AT_ONCE:
-            await run_in_threadpool(part.write, bytes(gathered))
+            await _waited_for(part.write, bytes(gathered))
             written += len(gathered)
             gathered.clear()
-    await run_in_threadpool(part.write, bytes(gathered))
-    return written + len(gathered)
+    return written, bytes(gathered)
+
+
+def _keep(engine: Engine, part: Part, id: str, offset: int, written: int, rest: bytes) -> Upload:
+    """Write the rest of a chunk and take note of it.
+
+    Once the database has been asked nothing is cut: it may count the chunk even if its answer is an
+    error. What it does not count is cut by the next request.
+    """
+    try:
+        part.write(rest)
+        part.sync()
+    except BaseException:
+        part.cut(offset)
+        raise
+    return uploads.advance(engine, id, offset, offset + written + len(rest))
+
+
+async def _waited_for(work: Callable[..., _T], *given: Any) -> _T:
+    """Run in a thread, and wait for its end also when the request is cancelled meanwhile.
+
+    Else the file would be cut and closed while the thread still writes it, by a number that may be
+    another file's by then.
+    """
+    # a future of a thread, unlike a task, is not cancelled when the loop ends
+    running = asyncio.get_running_loop().run_in_executor(None, functools.partial(work, *given))
+    cancelled = None
+    while not running.done():
+        try:
+            await asyncio.wait([running])  # does not cancel what it waits for
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        running.exception()  # nobody is there to be told
+        raise cancelled
+    return running.result()
 
 
 # --- the whole file ----------------------------------------------------------------------------

@@ -16,6 +16,7 @@ import torch
 from ..benchmark.errors import EncoderError, IntakeError, IsolationError
 from ..benchmark.features import BATCH_TOLERANCE
 from ..benchmark.types import EncoderCard, ZScore
+from ._isolated_encoder import IsolatedEncoder
 
 T = TypeVar("T")
 
@@ -45,6 +46,7 @@ def rehearse(model: Model, log: Log) -> None:
     Raises:
         IntakeError: stage ``check``; the model fails, or answers with a wrong shape, values that
             are not finite, other values the second time, or values that depend on the batch.
+        IsolationError: its process broke: no fault of the model.
     """
     card = model.card
     x = torch.from_numpy(phantoms(card))
@@ -108,7 +110,7 @@ def phantoms(card: EncoderCard) -> np.ndarray:
 
 def _embed(model: Model, x: torch.Tensor) -> np.ndarray:
     """(B, C, X, Y, Z) -> (B, F) float32, checked."""
-    features = _run(lambda: model.embed(x))
+    features = _run(model, lambda: model.embed(x))
     wanted = (len(x), model.card.width)
     if not isinstance(features, torch.Tensor) or tuple(features.shape) != wanted:
         raise _refused(
@@ -122,7 +124,7 @@ def _embed(model: Model, x: torch.Tensor) -> np.ndarray:
 def _check_maps(model: Model, x: torch.Tensor) -> None:
     """As many maps as strides, each of the grid's shape divided by its stride, rounded up."""
     card = model.card
-    maps = _run(lambda: list(model.maps(x)))
+    maps = _run(model, lambda: list(model.maps(x)))
     if len(maps) != len(card.strides):
         raise _refused(
             "dry-run-maps",
@@ -141,29 +143,33 @@ def _check_maps(model: Model, x: torch.Tensor) -> None:
         _finite(found, f"map at stride {stride}")
 
 
-def _run(step: Callable[[], T]) -> T:
-    """One step of a model, whose own code can fail in any way."""
+_FAILURES = (RuntimeError, ValueError, TypeError, LookupError, ArithmeticError, MemoryError)
+"""What a network that runs in this process may raise."""
+
+
+def _run(model: Model, step: Callable[[], T]) -> T:
+    """One step of a model, whose own code can fail in any way.
+
+    Whatever a child of its own does arrives as an EncoderError; all else would be ours.
+    """
+    failures = () if isinstance(model, IsolatedEncoder) else _FAILURES
     try:
         return step()
-    except IsolationError as error:
-        raise _refused(
-            "dry-run-stopped",
-            f"The model was stopped: {error}",
-            "Use less memory or time: a smaller grid, a coarser patch, a smaller network.",
-        ) from error
-    except (EncoderError, RuntimeError, ValueError, TypeError, LookupError, ArithmeticError) as e:
+    except IsolationError:
+        raise
+    except (EncoderError, *failures) as e:
+        if isinstance(e, MemoryError):
+            raise _refused(
+                "dry-run-stopped",
+                "The model ran out of memory.",
+                "Use a smaller grid, a coarser patch, or a smaller network.",
+            ) from e
         lines = str(e).splitlines() or [""]
         raise _refused(
             "dry-run-failed",
             f"The model fails on a phantom of its own grid: {type(e).__name__}: {lines[0][:500]}",
             "Run it on the machine where it was made: `tomoprobe pack` does the same dry run.",
         ) from e
-    except MemoryError as error:
-        raise _refused(
-            "dry-run-stopped",
-            "The model ran out of memory.",
-            "Use a smaller grid, a coarser patch, or a smaller network.",
-        ) from error
 
 
 def _finite(found: torch.Tensor, what: str) -> np.ndarray:

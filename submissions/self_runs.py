@@ -11,15 +11,17 @@ import math
 import re
 import subprocess
 import sys
-import tomllib
+import tempfile
+import threading
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from pydantic import ValidationError
 
-from ..benchmark import evaluate, predictions, splits
+from ..benchmark import evaluate, predictions, probes, splits
 from ..benchmark.budgets import budget_of
 from ..benchmark.errors import IntakeError, StorageError, UnknownNameError
 from ..benchmark.types import Features, Predictions, Probe, TaskCard
@@ -30,6 +32,7 @@ from . import headers
 from .declarations import SelfRunCard
 from .job_log import JobLog, clean
 from .manifest import explain
+from .manifest_text import parsed
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -44,6 +47,14 @@ as far as the predictions are: such rows are never ranked."""
 
 _SUM_TOLERANCE = 1e-3
 """By which class probabilities may miss a sum of 1: float16 rounds by up to 5e-4."""
+
+_HEAD_BYTES = 1 << 20
+"""Of the line before the columns: 64 KiB of the file's own words, escaped, and 400 names."""
+
+_ROW_BYTES = 2 * 4 * reader.MAX_TEXT + 8 * reader.MAX_COLUMNS
+"""Of a row: the case and the patient as texts, and numbers of 8 bytes."""
+
+_READ_AT_ONCE = 1 << 20
 
 _RUN_AGAIN = "Write it again with this release: tomoprobe evaluate --predictions DIR."
 
@@ -63,20 +74,21 @@ def check(bench: Bench, job: Job, submission: Submission, log: JobLog) -> None:
     if upload is None:
         raise StorageError(f"Submission {submission.id} has no predictions.")
     card = _card(submission.manifest)
-    sent = [read(raw) for raw in _files(upload)]
+    most = len(submission.tasks) * len(submission.probes or probes.names())
+    sent = [read(raw) for raw in _files(upload, most)]
     log(f"{len(sent)} tables of predictions")
     shas = {str(table.about.get("model_sha")) for table in sent}
     sha = shas.pop() if shas else ""
     if shas or not _SHA.fullmatch(sha):
         raise _refused("predictions-model", "The tables are not of one model.", _RUN_AGAIN)
     _check_free(bench, sha)
-    stored = [scored(bench, table, card, sha, log) for table in sent]
-    for k, unit in enumerate(stored):
+    for k, raw in enumerate(_files(upload, most)):
+        unit = scored(bench, sent[k], partial(columns_of, raw), card, sha, log)
         log(
             f"{unit.opened.task.card.name} with {unit.about.probe}: {len(unit.scores.results)} rows"
         )
 
-        def also(connection: Connection, last: bool = k == len(stored) - 1) -> None:
+        def also(connection: Connection, last: bool = k == len(sent) - 1) -> None:
             queue.identify(connection, job, sha)
             if last:
                 queue.finish(connection, job, log=log.text())
@@ -86,11 +98,7 @@ def check(bench: Bench, job: Job, submission: Submission, log: JobLog) -> None:
 
 def _card(text: str) -> SelfRunCard:
     try:
-        return SelfRunCard.model_validate(tomllib.loads(text))
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
-        raise _refused(
-            "manifest-toml", f"The manifest is not TOML: {str(error)[:200]}.", "Correct it."
-        ) from error
+        return SelfRunCard.model_validate(parsed(text, "check"))
     except ValidationError as error:
         raise _refused(
             "manifest-invalid", f"The manifest: {explain(error, SelfRunCard)}.", "Correct it."
@@ -111,19 +119,34 @@ def _check_free(bench: Bench, sha: str) -> None:
 
 
 class Sent(NamedTuple):
-    """A table as it came; nothing of it is believed yet."""
+    """What a table says of itself; nothing of it is believed yet."""
 
     about: Mapping[str, Any]
-    columns: Mapping[str, np.ndarray]
+    rows: int
 
 
-def _files(upload: Path) -> Iterator[bytes]:
-    """A Parquet file, or several as rows of bytes in one safetensors file."""
+Columns = Callable[[int], Mapping[str, np.ndarray]]
+"""Parses the columns of a table, which has to have so many rows."""
+
+
+def _files(upload: Path, most: int) -> Iterator[bytes]:
+    """A Parquet file, or several as rows of bytes in one safetensors file.
+
+    Raises:
+        IntakeError: there are more than ``most``, or something else.
+    """
     with upload.open("rb") as file:
         if file.read(4) == b"PAR1":
             yield upload.read_bytes()
             return
         header = headers.read_header(upload)
+        if len(header.tensors) > most:
+            raise _refused(
+                "predictions-file",
+                f"The file holds {len(header.tensors)} tables; the tasks and probes of the "
+                f"submission make {most} at most.",
+                "Name the tasks that the tables are of when you submit them.",
+            )
         for name, info in header.tensors.items():
             if info.dtype != "U8" or not name.endswith(".parquet"):
                 raise _refused(
@@ -136,36 +159,98 @@ def _files(upload: Path) -> Iterator[bytes]:
 
 
 def read(raw: bytes) -> Sent:
-    """Let a child parse a Parquet file, and check what it answers.
+    """Let a child say what a Parquet file is about; no column is read.
 
     Raises:
         IntakeError: it is no table of predictions, or breaks the child's limits.
     """
-    command = [sys.executable, "-I", "-m", reader.MODULE]
+    head, _, _ = _answer(raw, _HEAD_BYTES, reader.ABOUT)
+    return Sent(head["about"], head["rows"])
+
+
+def columns_of(raw: bytes, rows: int) -> Mapping[str, np.ndarray]:
+    """Let a child parse a Parquet file.
+
+    Args:
+        raw: the file.
+        rows: of our own table; another number is refused.
+
+    Raises:
+        IntakeError: as `read`.
+    """
+    most = min(_HEAD_BYTES + rows * _ROW_BYTES, reader.MEMORY)
+    head, said, start = _answer(raw, most)
+    columns: dict[str, np.ndarray] = {}
     try:
-        child = subprocess.run(  # noqa: S603 - our own program
-            command, input=raw, capture_output=True, timeout=3 * reader.SECONDS, env={}, check=False
-        )
-    except subprocess.TimeoutExpired:
-        raise _unreadable("reading it takes too long") from None
-    line, _, rest = child.stdout.partition(b"\n")
-    try:
-        head = json.loads(line)
-        if "fault" in head:
-            raise _unreadable(clean(str(head["fault"]))[:500])
-        rows, about = head["rows"], head["about"]
-        columns, start = {}, 0
+        if head["rows"] != rows:
+            raise ValueError(head["rows"])
         for name, dtype in head["columns"]:
-            kind = np.dtype(dtype)
+            kind = np.dtype(str(dtype))
             if kind.kind not in "ifU" or not 0 < kind.itemsize <= 4 * reader.MAX_TEXT:
                 raise ValueError(dtype)
-            columns[str(name)] = np.frombuffer(rest, kind, rows, start)
+            columns[str(name)] = np.frombuffer(said, kind, rows, start)
             start += rows * kind.itemsize
-        if not isinstance(about, dict):
-            raise TypeError(type(about))
-    except (ValueError, TypeError, KeyError) as error:
-        raise _unreadable(f"reading it ended with status {child.returncode}") from error
-    return Sent(about, columns)
+    except Exception as error:  # whatever a child that was led astray may answer
+        raise _unreadable("its columns make no sense") from error
+    return columns
+
+
+def _answer(raw: bytes, most: int, *options: str) -> tuple[dict[str, Any], bytearray, int]:
+    """The first line of a child's answer, checked; the whole answer, and where its columns begin.
+
+    Raises:
+        IntakeError: the child refuses the file, or says nothing of sense, too much or too late.
+    """
+    said, status = _said(raw, most, *options)
+    end = said.find(b"\n", 0, _HEAD_BYTES)
+    try:
+        head = json.loads(said[: max(end, 0)])
+        if type(head) is not dict:
+            raise TypeError(type(head))
+        fault = head.get("fault")
+        if fault is None:
+            rows = head["rows"]
+            if type(head["about"]) is not dict or type(head["columns"]) is not list:
+                raise TypeError(head.keys())
+            if type(rows) is not int or not 0 <= rows <= reader.MAX_ROWS:
+                raise ValueError(rows)
+    except Exception as error:  # whatever a child that was led astray may answer
+        raise _unreadable(f"reading it ended with status {status}") from error
+    if fault is not None:
+        raise _unreadable(clean(str(fault)[:1000])[:500])
+    return head, said, end + 1
+
+
+def _said(raw: bytes, most: int, *options: str) -> tuple[bytearray, int]:
+    """What a child says of a file, in at most so many bytes, and how it ended."""
+    command = [sys.executable, "-I", "-m", reader.MODULE, *options]
+    said, late = bytearray(), threading.Event()
+    with tempfile.TemporaryFile() as file:
+        file.write(raw)
+        file.seek(0)
+        with subprocess.Popen(  # noqa: S603 - our own program
+            command, stdin=file, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env={}
+        ) as child:
+
+            def stop() -> None:
+                late.set()
+                child.kill()
+
+            clock = threading.Timer(3 * reader.SECONDS, stop)
+            clock.start()
+            try:
+                out = child.stdout
+                while out is not None and len(said) <= most and (more := out.read(_READ_AT_ONCE)):
+                    said += more
+                if len(said) > most:
+                    raise _unreadable(f"it gives more than {most} bytes")
+                status = child.wait()
+            finally:
+                child.kill()
+                clock.cancel()
+    if late.is_set():
+        raise _unreadable("reading it takes too long")
+    return said, status
 
 
 def _unreadable(why: str) -> IntakeError:
@@ -204,12 +289,15 @@ class Scored(NamedTuple):
         )
 
 
-def scored(bench: Bench, sent: Sent, card: SelfRunCard, sha: str, log: JobLog) -> Scored:
+def scored(
+    bench: Bench, sent: Sent, columns: Columns, card: SelfRunCard, sha: str, log: JobLog
+) -> Scored:
     """Score a table on our own roster.
 
     Args:
         bench: of the worker.
-        sent: what was uploaded.
+        sent: what the table says of itself.
+        columns: parses them.
         card: what its submitter says of the model.
         sha: the model's identity, as the table says.
         log: of the job.
@@ -244,7 +332,7 @@ def scored(bench: Bench, sent: Sent, card: SelfRunCard, sha: str, log: JobLog) -
         )
     if not (0 < width <= MAX_WIDTH and math.isfinite(seconds) and seconds >= 0):
         raise _refused("predictions-unreadable", "Its width or seconds make no sense.", _RUN_AGAIN)
-    table = checked_table(sent, ours, opened, probe)
+    table = checked_table(sent.rows, columns, ours, opened, probe)
     provenance = predictions.Provenance(
         model=card.name,
         model_sha=sha,
@@ -267,7 +355,9 @@ def scored(bench: Bench, sent: Sent, card: SelfRunCard, sha: str, log: JobLog) -
     return Scored(opened, table, provenance, evaluate.score(table, provenance))
 
 
-def checked_table(sent: Sent, card: TaskCard, opened: OpenTask, probe: Probe) -> pd.DataFrame:
+def checked_table(
+    rows: int, parse: Columns, card: TaskCard, opened: OpenTask, probe: Probe
+) -> pd.DataFrame:
     """Our own table of this task and probe, with the predictions that were sent.
 
     Raises:
@@ -279,25 +369,25 @@ def checked_table(sent: Sent, card: TaskCard, opened: OpenTask, probe: Probe) ->
         name for name in ("repeat", "fold", "refit", "shots", "case", "patient") if name in table
     ]
     values = [name for name in table.columns if name not in (*known, "target")]
-    missing = [name for name in (*known, *values) if name not in sent.columns]
+    other = _refused(
+        "predictions-cases",
+        f"The predictions of '{probe.name}' on '{card.name}' are not of exactly our test "
+        f"cases, folds and fits ({rows} rows, expected {len(table)}).",
+        _RUN_AGAIN,
+    )
+    if rows != len(table):  # before any column is parsed: our table bounds theirs
+        raise other
+    columns = parse(rows)
+    missing = [name for name in (*known, *values) if name not in columns]
     if missing:
         raise _refused(
             "predictions-columns", f"The predictions lack {', '.join(missing)}.", _RUN_AGAIN
         )
-    rows = len(next(iter(sent.columns.values())))
-    order, theirs = _sorted(table), _sorted(sent.columns)
-    same = rows == len(table) and all(
-        (table[name].to_numpy()[order] == sent.columns[name][theirs]).all() for name in known
-    )
-    if not same:
-        raise _refused(
-            "predictions-cases",
-            f"The predictions of '{probe.name}' on '{card.name}' are not of exactly our test "
-            f"cases, folds and fits ({rows} rows, expected {len(table)}).",
-            _RUN_AGAIN,
-        )
+    order, theirs = _sorted(table), _sorted(columns)
+    if not all((table[name].to_numpy()[order] == columns[name][theirs]).all() for name in known):
+        raise other
     for name in values:
-        column = sent.columns[name]
+        column = columns[name]
         if column.dtype.kind not in "if" or not np.isfinite(column).all():
             raise _refused("predictions-values", f"Column {name} is not finite.", _RUN_AGAIN)
         filled = np.empty(rows)

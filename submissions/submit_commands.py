@@ -51,7 +51,11 @@ def submit(
     ] = False,
     embargo: Annotated[
         datetime | None,
-        typer.Option(formats=["%Y-%m-%d"], metavar="DATE", help="Hide the rows until this date."),
+        typer.Option(
+            formats=["%Y-%m-%d"],
+            metavar="DATE",
+            help="Hide the rows until this date, at most two years.",
+        ),
     ] = None,
     check: Annotated[
         bool, typer.Option("--check/--no-check", help="Check here first, as the server will.")

@@ -16,14 +16,14 @@ from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import FormData, UploadFile
 
 from ..benchmark.errors import ConflictError, IntakeError, TomoprobeError
-from ..leaderboard import uploads
+from ..leaderboard import queue, uploads
 from ..leaderboard.intake_records import Upload, UploadKind
 from . import receiving, service
 from .api import body_of
 from .api_models import NewSubmission, NewUpload, UploadState
 from .browser_sessions import HEADER, Visitor, check_form, check_origin
-from .declarations import MAX_BYTES
 from .form_pages import FormPages, checked, text_of, texts_of
+from .manifest_text import MANIFEST_BYTES
 from .problems import told
 
 Id = Annotated[str, Path(pattern=r"^[0-9a-f]{16}$")]
@@ -128,6 +128,7 @@ def _page(
         suites={name: len(tasks) for name, tasks in settings.suites.items()},
         tasks=sorted(settings.tasks),
         probes=sorted(settings.probes),
+        last_embargo=queue.last_embargo(),
         largest=configuration.max_upload_bytes,
         largest_in_one_piece=configuration.form_upload_bytes,
     )
@@ -166,15 +167,15 @@ async def _manifest(form: FormData) -> str:
     file = form.get("manifest_file")
     if not isinstance(file, UploadFile) or not file.filename:
         return ""
-    raw = await file.read(MAX_BYTES + 1)
+    raw = await file.read(MANIFEST_BYTES + 1)
     try:
-        if len(raw) > MAX_BYTES:
+        if len(raw) > MANIFEST_BYTES:
             raise ValueError
         return raw.decode("utf-8")
     except ValueError as error:
         raise IntakeError(
             "manifest-invalid",
-            f"The file chosen as the manifest is no text of up to {MAX_BYTES} bytes.",
+            f"The file chosen as the manifest is no text of up to {MANIFEST_BYTES} bytes.",
             stage="upload",
             hint="Choose the manifest.toml that `tomoprobe pack` wrote.",
         ) from error

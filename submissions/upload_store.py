@@ -66,8 +66,8 @@ class UploadStore:
             free = shutil.disk_usage(self.folder).free
         if size + self._free_bytes > free:
             raise StoreFullError(
-                f"The server has no room for {size} bytes now. Nothing was stored or charged. Try "
-                "again later, or tell its operator."
+                f"The server has no room for {size} bytes now. Nothing more was stored or "
+                "charged. Try again later, or tell its operator."
             )
 
     @contextmanager

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 TRIES = 3
-"""How often a job is begun before a fault of the platform ends it."""
+"""So many faults of the platform end a job, of workers that were lost or that could not do it."""
 
 ALL_KINDS: tuple[JobKind, ...] = ("check", "extract", "probe")
 
@@ -57,6 +57,8 @@ class Terms:
     """Before looking again where there was nothing to do."""
     retry_s: float = 5.0
     """Before a job is given back after a fault of the platform; longer each time."""
+    left_s: float = 120.0
+    """In which it is left to other workers: what is wrong may be wrong with this machine alone."""
 
 
 def work(bench: Bench, terms: Terms, *, once: bool = False) -> int:
@@ -65,7 +67,7 @@ def work(bench: Bench, terms: Terms, *, once: bool = False) -> int:
     Args:
         bench: what the worker has at hand.
         terms: how it works.
-        once: end when there is nothing that can be done now.
+        once: end when there is nothing that can be done now, be it that a job is left to others.
 
     Returns:
         How many jobs were ended, well or not.
@@ -74,6 +76,7 @@ def work(bench: Bench, terms: Terms, *, once: bool = False) -> int:
         StorageError: with ``once``, the database cannot be used. Else it is tried again.
     """
     ended, reaped = 0, -terms.lease_s
+    left: dict[int, float] = {}
     with Interrupts() as interrupts:
         while not interrupts.stopping:
             try:
@@ -81,7 +84,10 @@ def work(bench: Bench, terms: Terms, *, once: bool = False) -> int:
                     reaped = time.monotonic()
                     for job in queue.reap(bench.engine):
                         logger.warning("job %d was lost by %s", job.id, job.owner)
-                job = queue.claim(bench.engine, terms.owner, terms.kinds, terms.lease_s)
+                left = {id: until for id, until in left.items() if until > time.monotonic()}
+                job = queue.claim(
+                    bench.engine, terms.owner, terms.kinds, terms.lease_s, leave=tuple(left)
+                )
             except StorageError as error:
                 if once:
                     raise
@@ -89,7 +95,7 @@ def work(bench: Bench, terms: Terms, *, once: bool = False) -> int:
                 interrupts.wait(terms.poll_s)
                 continue
             if job is not None:
-                ended += _do(bench, job, terms, interrupts)
+                ended += _do(bench, job, terms, interrupts, left)
             elif once:
                 break
             else:
@@ -97,8 +103,10 @@ def work(bench: Bench, terms: Terms, *, once: bool = False) -> int:
     return ended
 
 
-def _do(bench: Bench, job: Job, terms: Terms, interrupts: Interrupts) -> bool:
-    """One job; whether it was ended by us."""
+def _do(
+    bench: Bench, job: Job, terms: Terms, interrupts: Interrupts, left: dict[int, float]
+) -> bool:
+    """One job; whether it was ended by us. Until when it is left to others is noted in ``left``."""
     log = JobLog()
     logger.info("job %d: %s %s", job.id, job.kind, job.task or job.data_set or job.submission_id)
     try:
@@ -120,7 +128,10 @@ def _do(bench: Bench, job: Job, terms: Terms, interrupts: Interrupts) -> bool:
             logger.info("job %d given back", job.id)
         return False
     except Exception as error:  # of any code that a job runs through; the next job can be well
-        return _failed(bench, job, terms, interrupts, error, log)
+        if _failed(bench, job, terms, interrupts, error, log):
+            return True
+        left[job.id] = time.monotonic() + terms.left_s
+        return False
     return True
 
 
@@ -135,9 +146,9 @@ def _failed(
     else:
         logger.info("job %d: %s: %s", job.id, told.code, told.message)
     try:
-        if fault == "platform" and job.attempt < TRIES:
-            interrupts.wait(min(terms.retry_s * job.attempt, terms.lease_s / 2))
-            queue.give_back(bench.engine, job)
+        if fault == "platform" and job.lost + 1 < TRIES:
+            interrupts.wait(min(terms.retry_s * (job.lost + 1), terms.lease_s / 2))
+            queue.give_back(bench.engine, job, failed=True)
             return False
         queue.fail(bench.engine, job, told, log.text(), fault=fault)
     except queue.LostLease:

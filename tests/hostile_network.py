@@ -352,6 +352,8 @@ def embed(x: torch.Tensor, width: int) -> torch.Tensor:
         time.sleep(3600)
     elif number == 8:
         print("printed, as libraries do", flush=True)
+    elif number == 9:
+        raise ImportError("libcudart.so.12: cannot open shared object file")
     elif number >= 100:
         os.write(OUT, list(answers(len(x), width).values())[number - 100])
         time.sleep(0.5)

@@ -1,5 +1,7 @@
 """Users, submissions and jobs for tests: a database with them, and what a worker would do."""
 
+from datetime import UTC, datetime
+
 from sqlalchemy import Engine
 
 from tomoprobe.leaderboard import accounts, queue
@@ -61,6 +63,7 @@ def stored(engine: Engine, job: Job, now: float = NOW, **changes: object) -> boo
         [result(model, job.task)],
         **{
             "origin": "verified",
+            "added": datetime.fromtimestamp(now, UTC),
             "also": lambda connection: queue.finish(connection, job, log="done", now=now),
         }
         | changes,

@@ -19,7 +19,7 @@ from tomoprobe.submissions import _linux, intake, worker  # noqa: F401
 
 from . import jobs
 
-TERMS = {"lease_s": 4.0, "beat_s": 0.5, "poll_s": 0.1, "retry_s": 0.2}
+TERMS = {"lease_s": 4.0, "beat_s": 0.5, "poll_s": 0.1, "retry_s": 0.2, "left_s": 0.2}
 
 
 def main() -> None:

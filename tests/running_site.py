@@ -82,8 +82,10 @@ def token_of(engine: sa.Engine, name: str, role: accounts.Role = "submitter") ->
 SHAPES = {"resnet18": "16,16,16", "swin_unetr": "32,32,32"}
 """The smallest grids that these networks take: hundreds of volumes are to be embedded."""
 
+TITLE = "A checkpoint of MONAI"
+
 FACTS = (
-    *("--title", "A checkpoint of MONAI", "--authors", "Ada", "--license", "Apache-2.0"),
+    *("--title", TITLE, "--authors", "Ada", "--license", "Apache-2.0"),
     *("--pretraining", "none", "--hu", "-160,240", "--scanner", "zscore"),
 )
 

@@ -305,6 +305,11 @@ def test_gpu_seconds_are_reserved_when_an_extraction_starts_and_settled_when_it_
     queue.finished(engine, first, now=NOW + 1500)
     assert quotas.used(engine, who.user, NOW)["gpu_seconds"] == 1500
     late = NOW + 1500
+    second = claimed(engine, now=late, kinds=["extract"])  # with what is left
+    assert quotas.used(engine, who.user, late)["gpu_seconds"] == 1800
+    queue.give_back(engine, second, now=late)
+    with engine.begin() as connection:
+        quotas.reserve(connection, who.user, "gpu_seconds", 300, now=late)
     assert queue.claim(engine, "w", ["extract"], now=late) is None
     assert "0.5 GPU-hours in 30 days" in queue.place(engine, first.submission_id, late).held
     assert claimed(engine, now=late).kind == "probe"  # of the first one: needs no GPU
@@ -312,6 +317,19 @@ def test_gpu_seconds_are_reserved_when_an_extraction_starts_and_settled_when_it_
         accounts.set_quota(engine, "bob", Quota(gpu_hours_per_month=1500 / 3600))
         send(engine, who, late)
     assert claimed(engine, kinds=["extract"], now=NOW + 31 * DAY)
+
+
+def test_a_quota_below_the_first_guess_is_used_and_then_used_up(engine):
+    who = member(engine, "bob", Quota(gpu_hours_per_month=0.1))
+    sent = send(engine, who)
+    do(engine, claimed(engine), ("t", "u"))
+    assert queue.place(engine, sent.id, NOW).held == ""
+    first = claimed(engine, kinds=["extract"])
+    assert quotas.used(engine, who.user, NOW)["gpu_seconds"] == 360
+    assert queue.claim(engine, "w", ["extract"], now=NOW) is None
+    queue.finished(engine, first, now=NOW + 10)
+    assert quotas.used(engine, who.user, NOW + 10)["gpu_seconds"] == 10
+    assert claimed(engine, kinds=["extract"], now=NOW + 10)
 
 
 # --- uploads --------------------------------------------------------------------------------------

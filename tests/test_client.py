@@ -102,6 +102,36 @@ def test_a_lost_answer_is_no_second_chunk(client, server, file):
     assert arrived(server, file) and server.received == SIZE
 
 
+def _dies_before_it_hashes(handler) -> None:
+    """Keeps the rest of the file, and is gone before it has looked at it."""
+    (upload,) = handler.site.uploads.values()
+    handler.site.bytes[upload["id"]] += handler.body()
+    upload["offset"] = len(handler.site.bytes[upload["id"]])
+    handler.reset()
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["same client", "another client"])
+def test_a_file_that_arrived_whole_in_a_server_that_died_is_finished(client, server, file, again):
+    server.chunk_bytes = SIZE
+    server.fail("PATCH", _dies_before_it_hashes)
+    if again:
+        server.fail("GET /api/v1/uploads/", status(401, error="Expired.", code="not-authenticated"))
+        with pytest.raises(AccessError):
+            client.upload(file, "safetensors")
+    id = client.upload(file, "safetensors")
+    assert server.uploads[id]["state"] == "complete" and arrived(server, file)
+    assert server.received == 0, "nothing was sent twice"
+
+
+def test_a_server_that_never_ends_an_upload_is_not_asked_for_ever(client, server, file):
+    server.chunk_bytes = SIZE
+    server.fail("PATCH", _dies_before_it_hashes)
+    server.fail("PATCH", *[status(200, state="open", offset=SIZE)] * 50)
+    with pytest.raises(ConflictError, match="does not end"):
+        client.upload(file, "safetensors")
+    assert connection.TRIES <= server.count("PATCH") <= connection.TRIES + 2
+
+
 def test_another_process_goes_on_where_the_first_was_killed(server, file, tmp_path):
     """Nothing is kept on this side: the server knows the file by its sha256."""
     code = (

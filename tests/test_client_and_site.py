@@ -21,9 +21,9 @@ from tomoprobe.benchmark.errors import (
     StorageError,
     UnknownNameError,
 )
-from tomoprobe.leaderboard import accounts, queue
+from tomoprobe.leaderboard import accounts, queue, uploads
 from tomoprobe.leaderboard.intake_records import Quota
-from tomoprobe.submissions import logins
+from tomoprobe.submissions import logins, receiving
 from tomoprobe.submissions.client import Client
 from tomoprobe.submissions.upload_files import File, measured
 
@@ -141,6 +141,23 @@ def test_an_interrupted_upload_goes_on_with_a_new_client(running, token, file):
     with Client(running[0], token, sleep=lambda seconds: None) as client:
         client.upload(file, "safetensors", sent.append)
     assert sent[0] == 2 << 20
+
+
+@pytest.mark.parametrize("died_in", [(receiving, "_finish"), (uploads, "finish")])
+def test_an_upload_whose_server_died_at_its_end_is_finished(client, file, monkeypatch, died_in):
+    honest, died = getattr(*died_in), []
+
+    def dies_once(*arguments):
+        if not died:
+            died.append(True)
+            raise StorageError("The server is killed.")
+        return honest(*arguments)
+
+    monkeypatch.setattr(*died_in, dies_once)
+    with suppress(StorageError):
+        client.upload(file, "safetensors")
+    id = client.upload(file, "safetensors")
+    assert died and stored(client, id)["state"] == "complete"
 
 
 def test_an_upload_is_nobody_elses(running, client, file):

@@ -100,6 +100,28 @@ def test_a_unit_is_done_only_when_every_part_of_its_key_agrees(engine, part):
     assert not db.is_done(engine, **UNIT | {part: other})
 
 
+@pytest.mark.parametrize("less", [{"origin": "self-run"}, {"unsafe": True}])
+def test_a_unit_that_is_trusted_less_is_done_when_it_was_replaced(engine, less):
+    add(engine, [result(score=0.9)], **less)
+    assert not db.is_done(engine, **UNIT)
+    assert add(engine, [result(score=0.7)])
+    assert db.is_done(engine, **UNIT)
+    assert [row.result.score for row in db.rows(engine)] == [0.7]
+
+
+def test_ids_grow_and_the_state_changes_when_the_last_unit_is_replaced(engine):
+    add(engine, [result(), result(metric="brier")], origin="self-run")
+    before, last = db.state(engine), db.rows(engine)[-1].id
+    add(engine, [result(score=0.7)], origin="verified")
+    (row,) = db.rows(engine)
+    assert row.id > last
+    assert db.rows(engine, after=last) == [row]  # so whoever goes on from there hears of it
+    assert db.state(engine)[0] > before[0]
+    assert db.state(engine)[2] > before[2]
+    add(engine, [result("b")])
+    assert db.rows(engine)[-1].id > row.id
+
+
 def test_rows_can_be_asked_for_by_task_probe_model_and_metric(engine):
     add(engine, [result("a", "t"), result("a", "t", metric="brier")])
     add(engine, [result("b", "t", probe="knn")])

@@ -524,6 +524,24 @@ LIES = {
         "graph-input",
     ),
     "no shape": (lambda: model(inputs=[value("volume", None)]), "graph-input"),
+    "an input of large sides": (
+        lambda: model(inputs=[value("volume", ["batch", *[1 << 62] * 4])]),
+        "graph-input",
+    ),
+    "an input of many sides": (
+        lambda: model(inputs=[value("volume", ["batch", *[1] * 20_000])]),
+        "graph-input",
+    ),
+    "an output of large sides": (
+        lambda: model(outputs=[value("embedding", ["batch", 1 << 62])]),
+        "graph-output",
+    ),
+    "a note of many sides": (
+        lambda: changed(
+            model(), lambda m: m.graph.value_info.append(value("pooled", [1 << 62] * 20_000))
+        ),
+        "graph-shape",
+    ),
     "an output called otherwise": (
         lambda: model(node("Relu", "pooled", "logits"), outputs=[value("logits", ["batch", 1])]),
         "graph-output",
@@ -681,6 +699,36 @@ TENSORS = {
     ),
     "sides whose product overflows": (
         lambda: add_w(raw("w", [1 << 62, 1 << 2])),
+        "graph-initializer",
+    ),
+    "many sides, one of them 0": (
+        lambda: add_w(raw("w", [1 << 62] * 20_000 + [0])),
+        "graph-initializer",
+    ),
+    "more sides than an array has": (lambda: add_w(raw("w", [0] * 65)), "graph-initializer"),
+    "empty, and more than numpy counts": (
+        lambda: add_w(raw("w", [1 << 31] * 4 + [0])),
+        "graph-initializer",
+    ),
+    "more sides in a constant": (
+        lambda: model(node("Constant", "", "bomb", value=raw("", [0] * 65))),
+        "graph-initializer",
+    ),
+    "many sides in a branch": (
+        lambda: model(
+            node(
+                "If",
+                "yes",
+                "bomb",
+                then_branch=calm("c"),
+                else_branch=branch(
+                    "b",
+                    node("ReduceSum", "w", "y", keepdims=0),
+                    tensors=[raw("w", [1 << 62] * 20_000)],
+                ),
+            ),
+            tensors=[YES],
+        ),
         "graph-initializer",
     ),
     "a negative side": (lambda: add_w(raw("w", [-1], bytes(4))), "graph-initializer"),

@@ -227,8 +227,10 @@ def test_a_pickle_is_refused_under_every_name(suffix, tmp_path, canary):
 
 
 def test_what_is_no_file_is_refused(tmp_path):
-    assert refuse(tmp_path / "missing.safetensors").code == "file-unreadable"
-    assert refuse(tmp_path).code in ("file-kind", "file-unreadable")
+    for path in (tmp_path / "missing.safetensors", tmp_path):
+        # whose fault that is only the caller knows
+        with pytest.raises(OSError, match=r"No such file|directory"):
+            read_header(path)
     import os
 
     os.mkfifo(tmp_path / "pipe")

@@ -1,6 +1,7 @@
 """What is fit to be evaluated passes the check, as what it is; what only running shows does not."""
 
 import hashlib
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -9,8 +10,11 @@ from safetensors.torch import save_file
 
 from tomoprobe.benchmark.errors import EncoderError, IntakeError, IsolationError
 from tomoprobe.benchmark.types import EncoderCard, Grid, MinMax, Window, ZScore
-from tomoprobe.submissions import architectures, intake, isolation, rehearsal
+from tomoprobe.submissions import architectures, intake, isolation, onnx_graph, rehearsal
+from tomoprobe.submissions._isolated_encoder import IsolatedEncoder
+from tomoprobe.submissions.faults import explain
 from tomoprobe.submissions.headers import read_header
+from tomoprobe.submissions.isolation import Limits
 from tomoprobe.submissions.load import load
 from tomoprobe.submissions.manifest import parse, write
 
@@ -126,6 +130,15 @@ def test_a_value_in_any_place_of_a_large_tensor_is_seen(tmp_path, monkeypatch):
             )
         assert refused.value.code == "weights-nan"
         assert "layer4.0.conv1.weight" in refused.value.message
+
+
+@pytest.mark.parametrize(
+    "reading", [read_header, onnx_graph.read, lambda path: intake._check_values(path, None, {})]
+)
+def test_a_disk_that_cannot_be_read_is_not_the_submissions_fault(tmp_path, reading):
+    with pytest.raises(OSError, match="No such file") as failed:
+        reading(tmp_path / "gone")
+    assert explain(failed.value, "check").fault == "platform"
 
 
 def test_a_machine_that_cannot_isolate_is_not_the_submissions_fault(tmp_path, monkeypatch):
@@ -260,7 +273,6 @@ class BrokenMaps(Toy):
         (NotANumber, "dry-run-nan"),
         (Failing, "dry-run-failed"),
         (Refusing, "dry-run-failed"),
-        (Stopped, "dry-run-stopped"),
         (Hungry, "dry-run-stopped"),
         (NoMaps, "dry-run-maps"),
         (CoarseMaps, "dry-run-maps"),
@@ -273,6 +285,37 @@ def test_a_model_that_misbehaves_is_refused(model, code):
     assert refused.value.code == code
     assert refused.value.stage == "check"
     assert "details" not in str(refused.value)
+
+
+def test_a_graph_is_checked_in_a_process_of_its_own(tmp_path, monkeypatch):
+    (tmp_path / "model.onnx").write_bytes(b"no graph")
+    text = manifest_text(
+        tmp_path, architecture=None, readout="embedding", weights=None, onnx={"file": "model.onnx"}
+    )
+    monkeypatch.setattr(onnx_graph, "read_bytes", Mock(side_effect=AssertionError("parsed here")))
+    with pytest.raises(IntakeError) as refused:
+        intake.check(text, tmp_path / "model.onnx", "onnx")
+    assert refused.value.code == "graph-not-onnx"
+
+
+def test_a_process_that_breaks_is_not_the_models_fault():
+    with pytest.raises(IsolationError, match="9 GiB"):
+        rehearsal.rehearse(Stopped(), lambda _: None)
+
+
+def test_an_error_of_our_own_code_is_not_the_models_fault(tmp_path, monkeypatch):
+    """What a network does in its process arrives as an EncoderError."""
+    manifest_text(tmp_path, weights=None, seed=1)
+    isolated = IsolatedEncoder(tmp_path / "manifest.toml", "cpu", Limits(), True, None)
+    monkeypatch.setattr(IsolatedEncoder, "card", CARD)
+    for error in (ValueError("ours"), MemoryError("ours")):
+        monkeypatch.setattr(isolated, "_ask", Mock(side_effect=error))
+        with pytest.raises(type(error), match="ours"):
+            rehearsal.rehearse(isolated, lambda _: None)
+    monkeypatch.setattr(isolated, "_ask", Mock(side_effect=EncoderError("its")))
+    with pytest.raises(IntakeError, match="its") as refused:
+        rehearsal.rehearse(isolated, lambda _: None)
+    assert refused.value.code == "dry-run-failed"
 
 
 def test_a_model_that_behaves_passes_and_a_blind_one_is_noted():

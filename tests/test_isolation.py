@@ -1,5 +1,6 @@
 """A model's process reaches nothing but its arrays, and the parent survives whatever it does."""
 
+import errno
 import importlib.util
 import json
 import os
@@ -19,12 +20,18 @@ from safetensors.torch import save_file
 
 from tomoprobe.benchmark import features
 from tomoprobe.benchmark.cache import FeatureCache
-from tomoprobe.benchmark.errors import EncoderError, IsolationError, ManifestError
+from tomoprobe.benchmark.errors import (
+    EncoderError,
+    InstallationError,
+    IsolationError,
+    ManifestError,
+)
 from tomoprobe.benchmark.features import extract, identify
 from tomoprobe.benchmark.inputs import tiles_of
-from tomoprobe.submissions import _isolated_process, _linux, baselines, isolation
+from tomoprobe.submissions import _isolated_child, _isolated_process, _linux, baselines, isolation
 from tomoprobe.submissions._isolated_encoder import IsolatedEncoder
 from tomoprobe.submissions._isolated_process import Gone, Late
+from tomoprobe.submissions.faults import explain
 from tomoprobe.submissions.isolation import Limits, isolated, opened
 from tomoprobe.submissions.load import load
 
@@ -351,13 +358,51 @@ def test_a_network_without_measure_gets_no_memory_and_a_reason(
         encoder.embed(numbered(5))
 
 
+def test_a_child_that_is_killed_once_is_asked_again_with_the_whole_batch(
+    manifest: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    ask = IsolatedEncoder._ask
+
+    def killed_first(self: IsolatedEncoder, kind: int, x: np.ndarray) -> list[np.ndarray]:
+        asked.append(len(x))
+        if len(asked) == 1:
+            assert self._child is not None
+            self._child._process.kill()
+        return ask(self, kind, x)
+
+    x = torch.rand(4, 1, 8, 8, 8)
+    with isolated(manifest, "cpu") as encoder:
+        monkeypatch.setattr(IsolatedEncoder, "_ask", killed_first)
+        assert torch.equal(encoder.embed(x), load(str(manifest)).embed(x))
+        assert encoder._largest is None
+    assert asked == [4, 4]
+
+
+def test_what_this_machine_lacks_is_told_as_its_own_fault(
+    manifest: Path, hook: Callable[..., Path]
+) -> None:
+    with (
+        opened(manifest, "cpu", LIMITS, hook=hook()) as encoder,
+        pytest.raises(InstallationError, match=r"this machine: ImportError: libcudart") as caught,
+    ):
+        encoder.embed(numbered(9))
+    assert explain(caught.value, "extract").fault == "platform"
+
+
+def test_memory_that_the_system_refuses_is_the_models_and_not_the_machines_fault() -> None:
+    assert _isolated_child._of_memory(OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)))
+    assert not _isolated_child._of_memory(OSError(errno.EIO, os.strerror(errno.EIO)))
+
+
 @pytest.mark.slow
-def test_a_killed_child_counts_as_out_of_memory_and_a_crash_does_not(
+def test_what_is_killed_again_and_again_is_the_machines_fault_and_a_crash_is_not(
     manifest: Path, hook: Callable[..., Path]
 ) -> None:
     with opened(manifest, "cpu", LIMITS, hook=hook()) as encoder:
-        with pytest.raises(EncoderError, match="batch of one"):
+        with pytest.raises(IsolationError, match="killed twice at one volume"):
             encoder.embed(numbered(6, n=2))
+        assert encoder._largest == 1
         with pytest.raises(EncoderError, match="ended"):
             encoder.embed(numbered(3))
         with pytest.raises(EncoderError, match="ended"):

@@ -11,10 +11,11 @@ import pytest
 import torch
 from torch import nn
 
-from tomoprobe.benchmark.errors import EncoderError, IntakeError, ManifestError
+from tomoprobe.benchmark.errors import EncoderError, InstallationError, IntakeError, ManifestError
 from tomoprobe.benchmark.features import extract
 from tomoprobe.benchmark.types import Case, Encoder, EncoderCard, Grid, Volume, Window, ZScore
 from tomoprobe.submissions import onnx_encoder, onnx_limits
+from tomoprobe.submissions.faults import explain
 from tomoprobe.submissions.load import load
 from tomoprobe.submissions.manifest import model_sha, parse, read, write
 from tomoprobe.submissions.onnx_encoder import OnnxNetwork
@@ -403,8 +404,10 @@ def test_an_array_of_another_shape_is_refused(unet):
 
 
 def test_a_device_that_onnxruntime_lacks_is_named():
-    with pytest.raises(EncoderError, match="onnxruntime-gpu"):
+    with pytest.raises(InstallationError, match="onnxruntime-gpu") as missing:
         onnx_encoder._providers(torch.device("cuda"), ["CPUExecutionProvider"])
+    told, fault = explain(missing.value, "check")
+    assert (told.code, fault) == ("worker-installation", "platform")
 
 
 def test_on_a_gpu_the_gpu_is_used():
@@ -431,8 +434,9 @@ def test_memory_that_runs_out_is_told_apart(unet, monkeypatch):
 
 def test_without_onnx_the_extra_is_named(unet, monkeypatch):
     monkeypatch.setattr(onnx_limits, "find_spec", lambda name: None)
-    with pytest.raises(EncoderError, match=r"tomoprobe\[onnx\]"):
+    with pytest.raises(InstallationError, match=r"tomoprobe\[onnx\]") as missing:
         load(str(unet.path))
+    assert explain(missing.value, "check").fault == "platform"
 
 
 def test_loading_other_models_imports_no_onnx():

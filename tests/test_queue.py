@@ -1,6 +1,8 @@
 import random
 import threading
+import time
 from dataclasses import replace
+from datetime import UTC, datetime
 from itertools import count
 
 import pytest
@@ -16,7 +18,7 @@ from tomoprobe.benchmark.errors import (
     StorageError,
     UnknownNameError,
 )
-from tomoprobe.leaderboard import accounts, db, queue, quotas
+from tomoprobe.leaderboard import accounts, db, queue, quotas, uploads
 from tomoprobe.leaderboard.backup import backup, restore
 from tomoprobe.leaderboard.intake_tables import JOBS, SECRETS
 from tomoprobe.leaderboard.integrity import check
@@ -215,6 +217,34 @@ def test_a_job_that_is_given_back_is_not_counted_as_lost(engine, bob):
         queue.give_back(engine, claimed(engine), NOW)
     job = claimed(engine)
     assert (job.attempt, job.lost) == (6, 0)
+    queue.give_back(engine, job, NOW, failed=True)
+    assert claimed(engine).lost == 1
+
+
+def test_a_job_that_is_left_to_others_holds_up_nothing(engine, bob):
+    first, second = send(engine, bob), send(engine, bob, name="second")
+    job = claimed(engine)
+    queue.give_back(engine, job, NOW)
+    assert job.submission_id == first.id
+    other = claimed(engine, leave=[job.id])
+    assert other.submission_id == second.id
+    assert queue.claim(engine, "w", ["check"], now=NOW, leave=[job.id]) is None
+    assert claimed(engine, "another").id == job.id
+
+
+def test_machines_whose_clocks_differ_do_not_take_each_others_jobs(engine, bob, monkeypatch):
+    send(engine, bob)
+    job = queue.claim(engine, "right", ["check"], 60.0)
+    true = time.time()
+    monkeypatch.setattr(time, "time", lambda: true + 3600)
+    # SQLite is a file of one machine, whose clock it is
+    assert bool(queue.reap(engine)) == (engine.dialect.name == "sqlite")
+    if engine.dialect.name == "sqlite":
+        return
+    found = queue.heartbeat(engine, job, 60.0)
+    assert abs(found.lease_until - true - 60) < 30
+    queue.finished(engine, job)
+    assert queue.jobs(engine, job.submission_id)[0].seconds < 30
 
 
 def test_gpu_seconds_of_a_lost_or_returned_extraction_are_given_back(engine, bob):
@@ -442,13 +472,39 @@ def test_what_the_operator_has_evaluated_is_not_computed_again(engine, bob):
     assert (found.state, found.duplicate_of, found.model_sha) == ("duplicate", None, sha("a"))
 
 
-def test_a_hidden_submission_of_another_is_not_linked(engine, bob):
-    send(engine, bob, embargo_until="2027-01-31")
-    do_all(engine)
-    second = send(engine, member(engine, "eve"), NOW + 1)
+@pytest.mark.parametrize("change", ["embargo", "unfinished", "local"])
+def test_what_nobody_can_see_makes_no_duplicate_of_anothers_submission(engine, bob, change):
+    first = send(engine, bob, embargo_until=None if change == "unfinished" else "2027-01-31")
+    if change == "unfinished":
+        do(engine, claimed(engine))
+        assert state(engine, first) == "evaluating"
+    else:
+        do_all(engine)
+    if change == "local":
+        hour = datetime.fromtimestamp(NOW + 3600, UTC)
+        add(engine, [result(task="u")], added=hour)
+        add(engine, [result(probe="knn")], added=hour)
+    asked = ("u",) if change == "local" else ("t",)
+    eve = send(engine, member(engine, "eve"), NOW + 1, tasks=asked)
+    do_all(engine, asked, NOW + 1)
+    found = queue.submission(engine, eve.id)
+    assert (found.state, found.duplicate_of) == ("done", None)
+    again = send(engine, bob, NOW + 2)
+    do_all(engine, now=NOW + 2)
+    assert queue.submission(engine, again.id).duplicate_of == first.id  # one's own is known
+
+
+def test_a_submission_of_which_the_probe_failed_makes_no_duplicate(engine, bob):
+    first = send(engine, bob, tasks=["t", "u"])
+    do(engine, claimed(engine), ("t", "u"))
+    queue.fail(engine, claimed(engine), replace_stage(NAN, "extract"), now=NOW)
+    assert state(engine, first) == "evaluating"
+    again = send(engine, bob, NOW + 1)
+    do(engine, claimed(engine, kinds=["check"]))
+    assert (state(engine, first), state(engine, again)) == ("evaluating", "evaluating")
     do_all(engine, now=NOW + 1)
-    found = queue.submission(engine, second.id)
-    assert (found.state, found.duplicate_of) == ("duplicate", None)
+    assert state(engine, again) == "done"
+    assert {row.result.task for row in db.rows(engine)} == {"t", "u"}
 
 
 def test_what_failed_or_was_withdrawn_can_be_submitted_again(engine, bob):
@@ -667,6 +723,115 @@ def test_self_run_rows_are_not_seen_before_their_embargo_ends(engine, bob):
     assert state(engine, sent) == "done"
     assert db.rows(db.public(engine, NOW)) == []
     assert len(db.rows(db.public(engine, NOW + 80 * DAY))) == 1
+
+
+def claims(engine, who, now: float = NOW, task: str = "t", **flags):
+    """Predictions that somebody says are of model "a", as the check of them stores their rows."""
+    upload = uploads.create(engine, who, "predictions", 4, sha(f"{who.user.id} {now}"), now=now)
+    uploads.advance(engine, upload.id, 0, 4, now=now)
+    uploads.finish(engine, upload.id, now=now)
+    sent = send(engine, who, now, kind="self-run", upload_id=upload.id, **flags)
+    job = claimed(engine, now=now)
+
+    def also(connection) -> None:
+        queue.identify(connection, job, sha("a"), now)
+        queue.finish(connection, job, now=now)
+
+    try:
+        add(engine, [result(task=task, score=0.99)], origin="self-run", also=also)
+    except IntakeError as error:
+        queue.fail(engine, job, error, now=now)
+    return sent
+
+
+@pytest.mark.parametrize("change", ["withdraw", "anonymous", "embargo", "edit"])
+def test_who_sent_predictions_has_no_say_once_the_model_was_evaluated_here(engine, bob, change):
+    flags = {
+        "anonymous": {"anonymous": True},
+        "embargo": {"embargo_until": "2028-01-01"},
+    }.get(change, {})
+    sent = claims(engine, bob, **flags)
+    assert state(engine, sent) == "done"
+    if change == "edit":
+        queue.edit_card(engine, sent.id, "bob", {"title": "Bob's"})
+        assert db.models(db.public(engine))[0].card["title"] == "Bob's"  # until then it is his
+    add(engine, [result(score=0.7)], added=datetime.fromtimestamp(NOW + 60, UTC))
+    if change == "withdraw":
+        queue.withdraw(engine, sent.id, "bob", NOW + 61)
+    (found,) = db.models(db.public(engine))
+    assert (found.name, found.card["title"]) == ("a", "The model a")
+    (row,) = db.rows(db.public(engine))
+    assert (row.result.model, row.result.score) == ("a", 0.7)
+
+
+@pytest.mark.parametrize("change", ["withdrawn", "anonymous", "embargo", "self-run", "local"])
+def test_predictions_are_not_taken_of_a_model_that_is_anothers(engine, bob, change):
+    flags = {
+        "anonymous": {"anonymous": True},
+        "embargo": {"embargo_until": "2028-01-01"},
+    }.get(change, {})
+    if change == "self-run":
+        claims(engine, bob, anonymous=True)
+    elif change == "local":
+        add(engine, [result()])
+    else:
+        first = send(engine, bob, NOW, **flags)
+        do_all(engine)
+        if change == "withdrawn":
+            queue.withdraw(engine, first.id, "bob")
+    before = (db.rows(engine), db.rows(db.public(engine)), db.models(db.public(engine)))
+    sent = claims(engine, member(engine, "eve"), NOW + 1, task="u")
+    found = queue.submission(engine, sent.id)
+    assert (found.state, found.code, found.model_sha) == ("failed", "predictions-claimed", None)
+    assert (db.rows(engine), db.rows(db.public(engine)), db.models(db.public(engine))) == before
+
+
+def test_ones_own_predictions_can_be_added_to_and_shown_again(engine, bob):
+    first = claims(engine, bob)
+    queue.withdraw(engine, first.id, "bob", NOW)
+    seen = db.state(engine)
+    again = claims(engine, bob, NOW + 1)  # nothing of it is new
+    assert state(engine, again) == "done"
+    assert len(db.rows(db.public(engine))) == 1
+    assert db.state(engine) != seen
+
+
+@pytest.mark.parametrize("origin", ["local", "verified"])
+def test_a_model_whose_rows_came_by_a_merge_can_be_hidden_by_nobody(engine, bob, new_url, origin):
+    other = fresh(new_url("sqlite"))
+    add(other, [result()], origin=origin)
+    merge(engine, other)
+    other.dispose()
+    for now, who in ((NOW, bob), (NOW + 1, member(engine, "eve"))):
+        sent = send(engine, who, now, tasks=["u"], embargo_until="2028-01-01", anonymous=True)
+        do_all(engine, ("u",), now)
+        assert state(engine, sent) == "done"
+        queue.withdraw(engine, sent.id, who.user.name, now)
+    assert {row.result.task for row in db.rows(db.public(engine))} == {"t", "u"}
+    assert [model.name for model in db.models(db.public(engine))] == ["a"]
+
+
+def test_rows_of_the_first_submission_take_no_say_from_it_when_there_is_a_second(engine, bob):
+    for k, name in enumerate(["bob", "eve"]):
+        who = bob if name == "bob" else member(engine, name)
+        send(engine, who, NOW + 60 * k, embargo_until="2027-01-31")
+        do_all(engine, now=NOW + 60 * k)
+    assert db.rows(db.public(engine, NOW + 120)) == []
+
+
+@pytest.mark.parametrize("what", ["cancel", "fail"])
+def test_whatever_changes_what_is_shown_changes_the_state(engine, bob, what):
+    add(engine, [result()], origin="self-run")
+    sent = send(engine, bob, embargo_until="2028-01-01")
+    do(engine, claimed(engine))
+    assert db.rows(db.public(engine, NOW)) == []  # whoever has the weights decides
+    before = db.state(engine)
+    if what == "cancel":
+        queue.cancel(engine, sent.id, "bob", NOW)
+    else:
+        queue.fail(engine, claimed(engine), replace_stage(NAN, "extract"), now=NOW)
+    assert len(db.rows(db.public(engine, NOW))) == 1
+    assert db.state(engine) != before
 
 
 # --- reports --------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """Uploads and submissions over HTTP: who may do what, and what is left when something breaks."""
 
+import asyncio
 import hashlib
 import json
 import os
@@ -8,7 +9,8 @@ import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 
 import httpx
 import pytest
@@ -17,7 +19,7 @@ import sqlalchemy as sa
 from tomoprobe.benchmark.errors import IntakeError, StorageError
 from tomoprobe.leaderboard import accounts, queue, uploads
 from tomoprobe.leaderboard.intake_tables import UPLOADS
-from tomoprobe.submissions import api, receiving
+from tomoprobe.submissions import api, headers, receiving, upload_store
 from tomoprobe.submissions.api_models import MANIFEST
 from tomoprobe.submissions.upload_store import Part, UploadStore
 
@@ -368,10 +370,92 @@ def test_a_full_disk_is_said_and_leaves_what_came_before(live, alice, monkeypatc
     assert patch(alice, opened["id"], 1000, data[1000:]).json()["state"] == "complete"
 
 
+@pytest.mark.parametrize("kind", ["safetensors", "predictions", "onnx"])
+def test_a_file_that_the_server_cannot_read_is_kept(live, alice, monkeypatch, kind):
+    data = safetensors(5020 + len(kind), name="x.weight")
+    if kind == "predictions":
+        data = b"PAR1" + data + b"PAR1"
+    if kind == "onnx":
+        data = b"\x08\x08" + data
+
+    def no_more(*arguments):
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(
+        *((headers, "_open") if kind == "safetensors" else (receiving.Path, "open")), no_more
+    )
+    opened = alice.post("/uploads", json=announcement(data, kind)).json()
+    refused(patch(alice, opened["id"], 0, data), 503, "storage")
+    monkeypatch.undo()
+    assert alice.get(f"/uploads/{opened['id']}").json()["state"] == "open"
+    assert patch(alice, opened["id"], len(data), b"").json()["state"] == "complete"
+
+
+@pytest.mark.parametrize("slow_in", ["write", "sync", "advance"])
+def test_a_request_that_is_cancelled_waits_for_its_thread_and_contradicts_nothing(
+    live, alice, monkeypatch, slow_in
+):
+    data = safetensors(5030 + len(slow_in))
+    opened = alice.post("/uploads", json=announcement(data)).json()
+    store = UploadStore(live.store)
+    stored = uploads.stored(live.engine, opened["id"])
+    mine = accounts.authenticate(live.engine, live.tokens["alice"], "submit")
+    entered, ended = threading.Event(), []
+    where, name = (uploads, "advance") if slow_in == "advance" else (Part, slow_in)
+    original = getattr(where, name)
+
+    def slow(*arguments):
+        entered.set()
+        time.sleep(0.3)
+        given = original(*arguments)
+        ended.append(name)
+        return given
+
+    monkeypatch.setattr(where, name, slow)
+
+    async def cancelled():
+        async def chunks():
+            yield data[:1000]
+
+        sending = asyncio.create_task(
+            receiving.receive(live.engine, store, mine, stored.id, 0, chunks(), 1 << 20)
+        )
+        while not entered.is_set():
+            await asyncio.sleep(0.01)
+        sending.cancel()
+        await asyncio.sleep(0)
+        sending.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await sending
+        assert ended == [name]
+
+    asyncio.run(cancelled())
+    monkeypatch.undo()
+    assert alice.get(f"/uploads/{opened['id']}").json()["offset"] == 1000
+    assert (live.store / f"{stored.file}.part").read_bytes() == data[:1000]
+    assert patch(alice, opened["id"], 1000, data[1000:]).json()["state"] == "complete"
+
+
 def test_without_room_an_upload_is_not_even_opened(tmp_path):
     with running(tmp_path, free_bytes=1 << 50) as site, site.client() as client:
         refused(client.post("/uploads", json=announcement(b"x" * 100)), 507, "store-full")
         assert client.get("/me").json()["used"]["bytes_kept"] == 0
+
+
+def test_an_upload_that_goes_on_needs_room_for_what_is_missing_only(alice, monkeypatch):
+    data = safetensors(5014)
+    opened = alice.post("/uploads", json=announcement(data)).json()
+    patch(alice, opened["id"], 0, data[:-500])
+
+    def with_free(free: int):
+        found = SimpleNamespace(free=free)
+        monkeypatch.setattr(upload_store.shutil, "disk_usage", lambda folder: found)
+        return alice.post("/uploads", json=announcement(data))
+
+    refused(with_free(499), 507, "store-full")
+    assert with_free(500).json()["id"] == opened["id"]
+    patch(alice, opened["id"], len(data) - 500, data[-500:])
+    assert with_free(0).json()["state"] == "complete"
 
 
 @pytest.mark.parametrize("died_in", ["receiving._finish", "uploads.finish"])
@@ -394,6 +478,27 @@ def test_a_server_that_died_before_its_answer_finishes_on_the_next_try(
     path = live.store / uploads.stored(live.engine, opened["id"]).file
     assert path.read_bytes() == data
     assert [name for name in files(live) if name.startswith(opened["id"])] == [path.name]
+
+
+def test_a_file_that_is_complete_while_a_second_request_waits_is_not_lost(live, alice, monkeypatch):
+    data = safetensors(5015)
+    opened = alice.post("/uploads", json=announcement(data)).json()
+    with monkeypatch.context() as patched:
+        patched.setattr(receiving, "_finish", lambda *arguments: _raise(StorageError("died")))
+        refused(patch(alice, opened["id"], 0, data), 503, "storage")
+    writing = UploadStore.writing
+
+    def late(store: UploadStore, name: str):
+        store.complete(name)  # by the first request, between this one's look and its lock
+        return writing(store, name)
+
+    monkeypatch.setattr(UploadStore, "writing", late)
+    assert patch(alice, opened["id"], len(data), b"").json()["state"] == "complete"
+    assert (live.store / uploads.stored(live.engine, opened["id"]).file).read_bytes() == data
+
+
+def _raise(error: Exception) -> None:
+    raise error
 
 
 def test_a_rest_that_is_too_long_ends_an_upload_and_its_file(live, alice):
@@ -456,6 +561,30 @@ def test_weights_are_submitted_with_their_file_and_only_with_it(alice, bob):
     refused(alice.delete(f"/uploads/{upload}"), 409, "conflict")
 
 
+@pytest.mark.parametrize("why", ["its submission is under way", "its file is gone"])
+def test_a_complete_upload_that_cannot_be_used_is_not_given_again(live, alice, why):
+    data = safetensors(6010 + len(why))
+    upload = send(alice, data).json()["id"]
+    if why == "its file is gone":
+        (live.store / uploads.stored(live.engine, upload).file).unlink()
+    else:
+        asked = {"manifest": with_weights(data), "upload": upload, "tasks": ["smoke_lesion"]}
+        assert alice.post("/submissions", json=asked).status_code == 201
+    again = send(alice, data).json()
+    assert again["id"] != upload and again["state"] == "complete"
+
+
+def test_an_embargo_of_two_years_is_taken_and_a_day_more_is_not(live, alice):
+    last = datetime.now(UTC).date() + timedelta(days=731)
+    asked = {"manifest": MANIFEST.replace("my_resnet", "two_years"), "tasks": ["smoke_lesion"]}
+    late = {**asked, "embargo_until": str(last + timedelta(days=1))}
+    refused(alice.post("/submissions", json=late), 422, "embargo-date")
+    answer = alice.post("/submissions", json={**asked, "embargo_until": str(last)})
+    assert answer.status_code == 201, answer.text
+    with live.browser() as browser:
+        assert f'max="{last}"' in browser.get("/submit").text
+
+
 def test_an_upload_that_is_not_whole_cannot_be_submitted(alice):
     data = safetensors(6003)
     opened = alice.post("/uploads", json=announcement(data)).json()
@@ -489,9 +618,12 @@ def test_required_fields_are_required(alice, line):
 @pytest.mark.parametrize(
     ("changes", "code"),
     [
-        ({"manifest": "= ="}, "manifest-invalid"),
-        ({"manifest": "a = " + "[" * 5000}, "manifest-invalid"),
-        ({"manifest": MANIFEST.replace("My ResNet-10", "\\u0000\\u001b[2J")}, "manifest-invalid"),
+        ({"manifest": "= ="}, "manifest-toml"),
+        ({"manifest": "a = " + "[" * 5000}, "manifest-toml"),
+        ({"manifest": "a" + ".a" * 1500 + " = 1"}, "manifest-invalid"),
+        ({"manifest": "a" + ".a" * 3000 + " = 1"}, "manifest-toml"),
+        ({"manifest": "a" + ".a" * 32_000 + " = 1"}, "manifest-toml"),
+        ({"manifest": MANIFEST.replace("My ResNet-10", "\\u0000\\u001b[2J")}, "manifest-text"),
         ({"manifest": MANIFEST.replace('"resnet"', '"os.system"')}, "manifest-invalid"),
         ({"manifest": MANIFEST.replace('"my_resnet"', '"../../etc"')}, "manifest-invalid"),
         ({"manifest": MANIFEST + "x" * 70_000}, "invalid-request"),
@@ -642,6 +774,25 @@ def test_a_model_is_sent_reported_and_withdrawn_on_both_kinds_of_database(tmp_pa
         assert alice.delete(f"/uploads/{upload['id']}").status_code == 204
         assert ask("GET", f"{site.address}/readyz").json()["ready"]
         assert 'state="cancelled"' in ask("GET", f"{site.address}/metrics").text
+
+
+def test_what_was_reported_of_a_hidden_model_is_told_to_nobody(tmp_path, url):
+    with running(tmp_path, url) as site, site.client("alice") as alice:
+        later = datetime.fromtimestamp(time.time() + 60, UTC)
+        add(site.engine, [result("texture", "smoke_lesion")], added=later)
+        asked = {"manifest": MANIFEST, "suite": "smoke"}
+        id = alice.post("/submissions", json=asked).json()["id"]
+        job = queue.claim(site.engine, "w", ["check"])
+        queue.checked(site.engine, job, model_sha=sha("texture"), planned=[])
+        leak = {"model_sha": sha("texture"), "kind": "leak", "text": "It has seen the test set."}
+        assert alice.post("/reports", json=leak).status_code == 201
+        path = f"{site.address}/api/v1/reports?model_sha="
+        assert len(ask("GET", path + sha("texture")).json()["reports"]) == 1
+        assert alice.post(f"/submissions/{id}/withdraw").status_code == 200
+        hidden = ask("GET", path + sha("texture"))
+        refused(hidden, 404, "not-found")
+        never = ask("GET", path + sha("never"))
+        assert hidden.text.replace(sha("texture"), "") == never.text.replace(sha("never"), "")
 
 
 def test_the_time_is_utc(alice):

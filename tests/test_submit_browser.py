@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from tomoprobe.leaderboard import queue
 from tomoprobe.submissions import isolation
 
-from .running_site import FACTS, SHAPES, resnet18, site, swin_unetr, token_of, worker
+from .running_site import FACTS, SHAPES, TITLE, resnet18, site, swin_unetr, token_of, worker
 from .test_browser import browser  # noqa: F401 - a fixture
 from .test_cli import typed
 
@@ -110,7 +110,8 @@ def test_a_checkpoint_of_monai_goes_from_the_form_to_the_board(
         page.wait_for_selector("text=See its rows", timeout=PATIENCE_MS)
     assert page.locator("tbody tr", has_text="done").count() == 3
     page.click("text=See its rows")
-    page.wait_for_selector(f"h1:has-text('{name}')")
+    page.wait_for_selector(f"main code:text-is('{name}')")
+    assert page.inner_text("h1") == TITLE
     assert page.locator("a", has_text="smoke_lesion").count()
     page.goto(f"{platform.address}/?probe=knn")
     assert page.locator("table.board tbody th.model", has_text=name).count() == 1

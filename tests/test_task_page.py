@@ -4,6 +4,7 @@ import re
 from dataclasses import replace
 
 import pytest
+import sqlalchemy as sa
 from sqlalchemy import Engine
 
 from tomoprobe.benchmark.statistics import ESTIMANDS, FLAGS
@@ -12,6 +13,7 @@ from tomoprobe.leaderboard import comparisons, db
 from tomoprobe.leaderboard.records import Pending
 from tomoprobe.leaderboard.settings import Current, Settings
 from tomoprobe.leaderboard.site import create_app
+from tomoprobe.leaderboard.tables import RESULTS
 
 from .board_data import (
     BUDGETS,
@@ -132,6 +134,37 @@ def test_the_skipped_size_itself_says_why_in_place_of_scores(visitor):
     page = Page(visitor.get(f"{FEW_PAGE}&shots=20").text)
     assert [row[2] for row in page.rows[1:]] == [f"– skipped: {NOT_ENOUGH}"] * len(NAMES)
     assert "not defined" not in page.text
+
+
+def test_a_comparison_is_made_anew_when_a_unit_was_replaced_and_kept_when_one_was_added(
+    empty, monkeypatch
+):
+    fill_curves(empty, models=2)
+    made = []
+    curve_of = comparisons.curve_of
+    monkeypatch.setattr(comparisons, "curve_of", lambda *of: made.append(of) or curve_of(*of))
+    comparer = comparisons.Comparer(empty)
+    reference, other = (
+        next(
+            unit
+            for unit in db.units(empty)
+            if (unit.model_sha, unit.probe) == (sha(name), "label_efficiency")
+        )
+        for name in NAMES[:2]
+    )
+
+    def difference():
+        return comparer.compare(reference, [other], "auroc", None, True).differences[sha(NAMES[1])]
+
+    before = difference()
+    add(empty, [result("new")])
+    assert (difference(), len(made)) == (before, 2)
+    with empty.begin() as connection:
+        its = RESULTS.c.model_sha == sha(NAMES[1])
+        connection.execute(sa.update(RESULTS).where(its).values(origin="self-run"))
+    add_curve(empty, NAMES[1], 5.0, TASK)
+    assert difference() != before
+    assert len(made) == 4
 
 
 def test_a_probe_without_a_budget_has_no_curves(visitor):

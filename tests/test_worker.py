@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import sqlalchemy as sa
 import torch
+from safetensors.numpy import save
 
 from tomoprobe.benchmark import evaluate, predictions, probes, splits
 from tomoprobe.benchmark.errors import (
@@ -43,7 +44,7 @@ from tomoprobe.submissions.worker import TRIES, Terms, work
 
 from . import jobs, toy
 
-TERMS = Terms(lease_s=30.0, beat_s=0.05, poll_s=0.05, retry_s=0.0)
+TERMS = Terms(lease_s=30.0, beat_s=0.05, poll_s=0.05, retry_s=0.0, left_s=0.0)
 
 
 @pytest.fixture
@@ -306,6 +307,41 @@ def test_a_fault_of_the_platform_that_passes_leaves_no_trace(
     assert job_of(bench.engine, sent, "extract").attempt == TRIES
 
 
+def test_a_job_that_one_machine_cannot_do_is_left_to_the_others(bench: Bench, identity: Identity):
+    def missing(name: str):
+        def cases(root: Path):
+            raise DataError("not there")
+
+        return replace(jobs.task(name), cases=cases)
+
+    sent = jobs.submit(bench.engine, identity)
+    poor = replace(TERMS, left_s=3600.0)
+    work(replace(bench, task=missing), poor, once=True)
+    job = job_of(bench.engine, sent, "extract")
+    assert (job.state, job.lost, job.owner) == ("waiting", 1, None)
+    work(bench, TERMS, once=True)
+    assert queue.submission(bench.engine, sent.id).state == "done"
+
+
+def test_workers_that_were_stopped_use_up_no_tries(bench: Bench, identity: Identity):
+    sent = jobs.submit(bench.engine, identity)
+    work(bench, replace(TERMS, kinds=("check",)), once=True)
+    for _ in range(TRIES):
+        job = queue.claim(bench.engine, "stopped", ["extract"])
+        assert job is not None
+        queue.give_back(bench.engine, job)
+    tries: list[int] = []
+
+    def missing_once(name: str):
+        if not tries:
+            tries.append(1)
+            raise DataError("not there for a moment")
+        return jobs.task(name)
+
+    work(replace(bench, task=missing_once), TERMS, once=True)
+    assert tries and queue.submission(bench.engine, sent.id).state == "done"
+
+
 @pytest.mark.parametrize(
     ("error", "code", "fault"),
     [
@@ -408,7 +444,7 @@ def test_a_worker_that_is_stopped_gives_its_job_back_at_once(
 
 
 def test_a_worker_that_is_stopped_while_idle_ends(bench: Bench, monkeypatch: pytest.MonkeyPatch):
-    def nothing(*_: object) -> None:  # asked for once its handlers are in place
+    def nothing(*_: object, **__: object) -> None:  # asked for once its handlers are in place
         threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGTERM)).start()
 
     monkeypatch.setattr(queue, "claim", nothing)
@@ -464,9 +500,9 @@ def test_a_lease_that_cannot_be_prolonged_is_given_up(
 def only_once(function: Callable[..., Job | None]) -> Callable[..., Job | None]:
     calls: list[int] = []
 
-    def limited(*arguments: object) -> Job | None:
+    def limited(*arguments: object, **options: object) -> Job | None:
         calls.append(1)
-        return function(*arguments) if len(calls) == 1 else None
+        return function(*arguments, **options) if len(calls) == 1 else None
 
     return limited
 
@@ -602,7 +638,8 @@ def test_predictions_that_are_not_of_our_task_are_refused(tmp_path: Path, change
         name="mine", title="Mine", authors="us", license="MIT", pretraining=()
     )
     with pytest.raises(IntakeError) as refused:
-        self_runs.scored(bench, self_runs.Sent(said, columns), card, SHA, JobLog())
+        sent = self_runs.Sent(said, len(table))
+        self_runs.scored(bench, sent, lambda rows: columns, card, SHA, JobLog())
     assert (refused.value.code, refused.value.stage) == (code, "check")
 
 
@@ -619,6 +656,76 @@ def test_a_refusal_of_predictions_reaches_the_submission(bench: Bench, identity:
 def test_bytes_that_are_no_predictions_are_refused(raw: bytes):
     with pytest.raises(IntakeError, match="cannot be read"):
         self_runs.read(raw)
+
+
+def test_no_column_is_parsed_of_a_table_with_more_rows_than_ours(
+    bench: Bench, identity: Identity, monkeypatch: pytest.MonkeyPatch
+):
+    def parsed(raw, rows):
+        raise AssertionError("parsed")
+
+    monkeypatch.setattr(self_runs, "columns_of", parsed)
+    sent = send(bench, identity, predicted(lambda t: t.loc[t.index.repeat(9)])[0])
+    work(bench, TERMS, once=True)
+    assert queue.submission(bench.engine, sent.id).code == "predictions-cases"
+
+
+def test_more_tables_than_the_submission_can_have_are_refused(bench: Bench, identity: Identity):
+    raw = np.frombuffer(predicted()[0], np.uint8)
+    sent = send(bench, identity, save({"a.parquet": raw, "b.parquet": raw}))
+    assert len(sent.tasks) * len(sent.probes) == 1
+    work(bench, TERMS, once=True)
+    after = queue.submission(bench.engine, sent.id)
+    assert after.code == "predictions-file"
+    assert "1 at most" in (after.message or "")
+
+
+def test_a_table_that_changes_its_rows_after_the_first_look_is_refused():
+    raw = predicted()[0]
+    rows = self_runs.read(raw).rows
+    assert {len(column) for column in self_runs.columns_of(raw, rows).values()} == {rows}
+    with pytest.raises(IntakeError, match="make no sense"):
+        self_runs.columns_of(raw, rows + 1)
+
+
+HEAD = {"about": {}, "rows": 1, "columns": []}
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"[]",
+        b'"fault"',
+        b"[" * 100_000,
+        b"1" * 5000,
+        json.dumps({**HEAD, "rows": -1}).encode(),
+        json.dumps({**HEAD, "rows": True}).encode(),
+        json.dumps({**HEAD, "rows": 10**9}).encode(),
+        json.dumps({**HEAD, "about": []}).encode(),
+        json.dumps({**HEAD, "columns": [["a", "O"]]}).encode(),
+        json.dumps({**HEAD, "columns": [["a", "(2,)<f8"]]}).encode(),
+        json.dumps({**HEAD, "columns": [["a", ","]]}).encode(),
+        json.dumps({**HEAD, "columns": [7]}).encode(),
+        b"",
+    ],
+)
+def test_a_reader_that_was_led_astray_is_not_believed(
+    answer: bytes, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(self_runs, "_said", lambda *given: (bytearray(answer + b"\n"), 0))
+    with pytest.raises(IntakeError, match="cannot be read"):
+        self_runs.columns_of(b"PAR1", 1)
+
+
+def test_a_reader_that_does_not_stop_talking_is_cut_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    talks = tmp_path / "talks"
+    talks.write_text("#!/bin/sh\nexec cat /dev/zero\n")
+    talks.chmod(0o700)
+    monkeypatch.setattr(sys, "executable", str(talks))
+    with pytest.raises(IntakeError, match="more than"):
+        self_runs.read(b"PAR1")
 
 
 def test_the_reader_of_predictions_can_open_nothing_more():

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ...benchmark.errors import EncoderError
+from ...benchmark.errors import InstallationError
 
 if TYPE_CHECKING:
     from mirp._features.base_feature import Feature
@@ -90,20 +90,22 @@ def check(wanted: Sequence[str]) -> None:
     """Check that MIRP is there and computes the features.
 
     Raises:
-        EncoderError: MIRP is missing, or another version than this file was written for.
+        InstallationError: MIRP is missing, or another version than this file was written for.
     """
     if not available():
-        raise EncoderError(
+        raise InstallationError(
             "Architecture 'radiomics' needs the library MIRP, which is not installed. Install the "
             "extra: pip install 'tomoprobe[radiomics]'."
         )
     try:
         found = [feature.abbr_name for feature in _features(wanted, bins=32)]
     except (ImportError, AttributeError, TypeError) as error:
-        raise EncoderError(_OTHER_VERSION.format(f"{type(error).__name__}: {error}")) from error
+        raise InstallationError(
+            _OTHER_VERSION.format(f"{type(error).__name__}: {error}")
+        ) from error
     if found != list(wanted):
         missing = sorted(set(wanted) - {str(name) for name in found})
-        raise EncoderError(_OTHER_VERSION.format(f"it lacks {missing[:5]}"))
+        raise InstallationError(_OTHER_VERSION.format(f"it lacks {missing[:5]}"))
 
 
 _OTHER_VERSION = (

@@ -140,7 +140,7 @@ def build(
 
     Raises:
         ManifestError: an empty range, an unknown readout, or other channels.
-        EncoderError: MIRP is missing or of another version.
+        InstallationError: MIRP is missing or of another version.
     """
     del shape
     if low >= high:
