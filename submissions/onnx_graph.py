@@ -143,9 +143,6 @@ def read_bytes(data: bytes, limits: Limits = LIMITS) -> CheckedGraph:
 
 
 def _bytes(path: Path, limits: Limits) -> bytes:
-    if not path.is_file():
-        refuse("unreadable", f"There is no file '{path.name}'.", "Put it there, or name another.")
-    # what else the disk refuses is no fault of the graph: an OSError
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
         if size > limits.file_bytes:
