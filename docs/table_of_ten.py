@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from functools import cache, cached_property
 from math import erfc, sqrt
 from pathlib import Path
 from typing import NamedTuple
@@ -60,6 +61,7 @@ class Column:
             if row.result.shots == question.shots
         }
 
+    @cached_property
     def scale(self) -> float:
         """Normalised units per unit of the metric.
 
@@ -73,9 +75,10 @@ class Column:
 
     def normalised(self, model: str) -> float:
         """The score of a model between nothing (0) and everything (1)."""
-        score, scale = self.rows[model].score, self.scale()
+        score, scale = self.rows[model].score, self.scale
         return scale * (score - 0.5) if scale > 0 else 1 + scale * score
 
+    @cache  # noqa: B019  # as long-lived as the script
     def against(self, reference: str) -> Mapping[str, Difference]:
         """Every model minus the reference, on the same patients."""
         q = self.question
@@ -103,7 +106,7 @@ def mean_difference(columns: list[Column], model: str, reference: str) -> Mean:
     """Over tasks; patients that tasks share are counted once, at the worst: errors add up."""
     deltas, alone, shared = [], 0.0, 0.0
     for column in columns:
-        found, scale = column.against(reference)[model], column.scale()
+        found, scale = column.against(reference)[model], column.scale
         deltas.append(found.delta * scale)
         error = abs(scale) * (found.high - found.low) / 2 / Z95
         if column.question.task.startswith(SHARED_PATIENTS):
@@ -152,7 +155,7 @@ def main(path: Path) -> None:
     lines = []
     for system, mean, p in zip(SYSTEMS, means, adjusted, strict=True):
         pairs = [c.against(f"random_{system}")[f"{system}_tiny"] for c in shown]
-        cells = [cell(found, c.scale()) for found, c in zip(pairs, shown, strict=True)]
+        cells = [cell(found, c.scale) for found, c in zip(pairs, shown, strict=True)]
         lines.append([system, str(mean), f"{p:.3f}", *cells])
     print(table(["trained - random", "mean", "p (Holm)", *sizes], lines), end="\n\n")  # noqa: T201
     lines = []

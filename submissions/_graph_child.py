@@ -13,9 +13,7 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import sys
-from contextlib import suppress
 from dataclasses import asdict
 
 from onnx import TensorProto, helper
@@ -40,7 +38,7 @@ SECONDS = 120
 def main() -> None:
     """Answer once."""
     _warm_up()
-    _close_off(os.fstat(0).st_size)
+    _linux.close_off(COPIES * os.fstat(0).st_size + MEMORY, SECONDS)
     out = sys.stdout.buffer
     out.write(READY + b"\n")
     out.flush()
@@ -71,26 +69,6 @@ def _warm_up() -> None:
     made = helper.make_model(graph, opset_imports=opsets, ir_version=10)
     if "facts" not in _answer(made.SerializeToString()) or "refused" not in _answer(b""):
         raise SystemExit("the check of graphs does not work here")
-
-
-def _close_off(size: int) -> None:
-    """No new file, socket or process; little memory and time."""
-    limits = [
-        (resource.RLIMIT_CORE, 0),
-        (resource.RLIMIT_FSIZE, 0),
-        (resource.RLIMIT_CPU, SECONDS),
-        (resource.RLIMIT_NOFILE, 0),
-    ]
-    if sys.platform == "linux":
-        pages = int(open("/proc/self/statm").read().split()[0])  # noqa: SIM115, PTH123
-        room = pages * resource.getpagesize() + COPIES * size + MEMORY
-        limits.append((resource.RLIMIT_AS, room))
-    for what, value in limits:
-        resource.setrlimit(what, (value, value))
-    if sys.platform == "linux":
-        _linux.no_new_privileges()
-        with suppress(OSError):  # a machine whose calls we do not know keeps the limits above
-            _linux.filter_system_calls(gpu=False)
 
 
 if __name__ == "__main__":

@@ -14,9 +14,7 @@ from __future__ import annotations
 
 import io
 import json
-import resource
 import sys
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -47,7 +45,7 @@ def main() -> None:
     """Answer once."""
     raw = sys.stdin.buffer.read()
     _warm_up()
-    _close_off()
+    _linux.close_off(MEMORY, SECONDS)
     out = sys.stdout.buffer
     try:
         head, columns = _parsed(raw, with_columns=ABOUT not in sys.argv)
@@ -67,23 +65,6 @@ def _warm_up() -> None:
     pq.write_table(table, file, compression="zstd")
     pq.write_table(table, io.BytesIO(), compression="snappy")
     _parsed(file.getvalue(), ours=True)
-
-
-def _close_off() -> None:
-    """No new file, socket or process; little memory and time."""
-    pages = int(open("/proc/self/statm").read().split()[0]) if sys.platform == "linux" else 0  # noqa: SIM115, PTH123
-    for what, value in (
-        (resource.RLIMIT_CORE, 0),
-        (resource.RLIMIT_FSIZE, 0),
-        (resource.RLIMIT_CPU, SECONDS),
-        (resource.RLIMIT_NOFILE, 0),
-        (resource.RLIMIT_AS, pages * resource.getpagesize() + MEMORY),
-    ):
-        resource.setrlimit(what, (value, value))
-    if sys.platform == "linux":
-        _linux.no_new_privileges()
-        with suppress(OSError):  # a machine whose calls we do not know keeps the limits above
-            _linux.filter_system_calls(gpu=False)
 
 
 def _parsed(

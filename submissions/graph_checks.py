@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -13,8 +12,8 @@ from typing import Any
 
 from ..benchmark.errors import IntakeError, IsolationError
 from .job_log import clean
-from .onnx_graph import GraphFacts
-from .onnx_limits import LIMITS, refuse, require
+from .onnx_graph import GraphFacts, size_of
+from .onnx_limits import refuse, require
 
 MODULE = "tomoprobe.submissions._graph_child"
 SECONDS = 360.0
@@ -37,13 +36,7 @@ def validate(path: Path) -> GraphFacts:
     require("onnx")
     try:
         with path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            if size > LIMITS.file_bytes:
-                refuse(
-                    "too-large",
-                    f"The file has {size} bytes; up to {LIMITS.file_bytes} are allowed.",
-                    "Store the weights as float16, or use a smaller network.",
-                )
+            size_of(file)
             done = subprocess.run(  # noqa: S603 - our own program
                 [sys.executable, "-I", "-m", MODULE],
                 stdin=file,

@@ -223,12 +223,17 @@ def write(manifest: Manifest, path: Path) -> None:
     data = manifest.model_dump(mode="json", exclude_none=True)
     if manifest.architecture is not None:
         data["architecture"]["arguments"] = manifest.architecture.arguments
+    path.write_text(toml(data), encoding="utf-8")
+
+
+def toml(data: Mapping[str, JsonValue]) -> str:
+    """A manifest as TOML: plain values first, then a table for each mapping."""
     plain = {key: value for key, value in data.items() if not isinstance(value, dict)}
     tables = {key: value for key, value in data.items() if isinstance(value, dict)}
     lines = [f"{key} = {_toml(value)}" for key, value in plain.items()]
     for key, table in tables.items():
         lines += ["", f"[{key}]", *(f"{_key(name)} = {_toml(v)}" for name, v in table.items())]
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return "\n".join(lines) + "\n"
 
 
 def _toml(value: JsonValue) -> str:

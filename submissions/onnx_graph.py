@@ -21,7 +21,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 from .onnx_limits import EXPORT, LIMITS, Limits, refuse, require, shown
 from .onnx_messages import check_messages, graphs, is_float
@@ -144,14 +144,19 @@ def read_bytes(data: bytes, limits: Limits = LIMITS) -> CheckedGraph:
 
 def _bytes(path: Path, limits: Limits) -> bytes:
     with path.open("rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        if size > limits.file_bytes:
-            refuse(
-                "too-large",
-                f"'{path.name}' has {size} bytes; up to {limits.file_bytes} are allowed.",
-                "Store the weights as float16, or use a smaller network.",
-            )
-        return file.read(size)
+        return file.read(size_of(file, limits))
+
+
+def size_of(file: BinaryIO, limits: Limits = LIMITS) -> int:
+    """Bytes of an open file; one that is too large is refused before any of it is read."""
+    size = os.fstat(file.fileno()).st_size
+    if size > limits.file_bytes:
+        refuse(
+            "too-large",
+            f"The file has {size} bytes; up to {limits.file_bytes} are allowed.",
+            "Store the weights as float16, or use a smaller network.",
+        )
+    return size
 
 
 # --- messages ------------------------------------------------------------------------------------

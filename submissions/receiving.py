@@ -312,17 +312,6 @@ def _look(path: Path, kind: UploadKind) -> None:
         )
 
 
-def _holds_parquet(path: Path) -> bool:
-    """Whether it is a safetensors file with nothing but files named ``.parquet``, as bytes."""
-    try:
-        tensors = headers.read_header(path).tensors
-    except IntakeError:
-        return False
-    return bool(tensors) and all(
-        info.dtype == "U8" and name.endswith(".parquet") for name, info in tensors.items()
-    )
-
-
 def _look_at_predictions(path: Path, first: bytes, last: bytes, what: str | None) -> None:
     """One Parquet file, or several as rows of bytes in a safetensors file."""
     if what is None and first.startswith(_PARQUET) and last == _PARQUET and len(first) > 12:

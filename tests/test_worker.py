@@ -731,9 +731,9 @@ def test_a_reader_that_does_not_stop_talking_is_cut_off(
 def test_the_reader_of_predictions_can_open_nothing_more():
     tries = """
 import socket
-from tomoprobe.submissions import _parquet_child as child
+from tomoprobe.submissions import _linux, _parquet_child as child
 child._warm_up()
-child._close_off()
+_linux.close_off(child.MEMORY, child.SECONDS)
 for attempt in (lambda: open('/etc/hostname'), socket.socket):
     try:
         attempt()

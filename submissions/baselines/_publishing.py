@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -17,7 +17,7 @@ from torch import nn
 from ...benchmark.errors import StorageError, TrainingError
 from .. import architectures
 from ..architectures._build import build_network, complete_arguments
-from ..manifest import parse
+from ..manifest import parse, toml
 from ._pretraining import Preset, Pretext
 
 WEIGHTS, MANIFEST = "model.safetensors", "manifest.toml"
@@ -88,7 +88,8 @@ def publish(
         "weights": {"file": WEIGHTS, "sha256": hashlib.sha256(content).hexdigest()},
         "grid": {"shape": list(preset.shape), **card.get("grid", {})},
     }
-    manifest = parse(json.loads(json.dumps(table)), f"the card of {pretext.name}")
+    table = json.loads(json.dumps(table))  # tuples become lists
+    manifest = parse(table, f"the card of {pretext.name}")
     build = architectures.get(pretext.architecture).build
     network = build_network(complete_arguments(manifest, build), build)
     table["width"], table["strides"] = network.width, list(network.strides)
@@ -96,26 +97,6 @@ def publish(
     write_whole(out / WEIGHTS, lambda file: file.write(content))
     text = toml(table)
     write_whole(out / MANIFEST, lambda file: file.write(text.encode()))
-
-
-def toml(table: Mapping[str, Any]) -> str:
-    """A manifest as TOML: plain values first, then a table for each mapping."""
-    plain = [f"{k} = {_value(v)}" for k, v in table.items() if not isinstance(v, Mapping)]
-    parts = ["\n".join(plain)]
-    for key, inner in table.items():
-        if isinstance(inner, Mapping):
-            lines = [f"{k} = {_value(v)}" for k, v in inner.items()]
-            parts.append("\n".join([f"[{key}]", *lines]))
-    return "\n\n".join(parts) + "\n"
-
-
-def _value(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{k} = {_value(v)}" for k, v in value.items()) + "}"
-    if isinstance(value, list | tuple):
-        return "[" + ", ".join(_value(v) for v in value) + "]"
-    # JSON writes text, booleans and numbers as TOML does, but for one control character
-    return json.dumps(value).replace("\x7f", "\\u007f")
 
 
 def _half(key: str, value: torch.Tensor) -> torch.Tensor:
