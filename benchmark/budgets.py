@@ -11,7 +11,8 @@ import numpy as np
 
 from .errors import PatientError
 from .splits import FOLDS, fold, support, uses_cv
-from .types import Budget, Case, Change, Probe, TaskCard
+from .studies import AnyProbe
+from .types import Budget, Case, Change, TaskCard
 
 FEWEST = 2
 """Patients per class (of a regression: patients) below which a percentage is skipped: with one of
@@ -40,12 +41,12 @@ class Plan:
     """By size, why it cannot be drawn."""
 
 
-def budget_of(probe: Probe) -> Budget | None:
+def budget_of(probe: AnyProbe) -> Budget | None:
     """The probe's budget; None for one that trains on all training patients."""
     return getattr(probe, "budget", None)
 
 
-def changes_of(probe: Probe) -> tuple[Change, ...]:
+def changes_of(probe: AnyProbe) -> tuple[Change, ...]:
     """Why the probe's version was raised."""
     return getattr(probe, "changes", ())
 
@@ -120,7 +121,8 @@ def _patients(
         PatientError: a class has too few; the message is what the board shows.
     """
     chosen: list[str] = []
-    for label in range(max(1, len(card.classes))):
+    named = card.classes if card.kind == "classification" else ()  # else all are of one class
+    for label in range(max(1, len(named))):
         members = [p for p in pool if label in classes[p]]
         if budget.unit == "percent":
             k, least = round(size / 100 * len(members)), FEWEST
@@ -129,7 +131,7 @@ def _patients(
             k, least = size, size
             asked = f"{size} are needed"
         if min(k, len(members)) < least:
-            who = f"class '{card.classes[label]}' has" if card.classes else "there are"
+            who = f"class '{named[label]}' has" if named else "there are"
             raise PatientError(f"{who} {len(members)} training patients, {asked}")
         chosen += support(card, draw, members, [label] * len(members), k)
     return chosen

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -22,6 +22,9 @@ from .features import DataIdentity, FrozenEncoder, Progress, extract
 from .hashing import sha_of
 from .types import Case, Triple
 from .volumes import PREPROCESSING_VERSION
+
+MAPS = "maps"
+"""Subfolder of what ``dense_cache`` keeps: a folder per (encoder, data set), a file per case."""
 
 
 def cache_key(
@@ -70,6 +73,24 @@ class CacheEntry:
     bytes: int
     modified: float
     """Seconds since the epoch."""
+    what: Literal["embeddings", "maps"] = "embeddings"
+    """Maps: ``path`` is a folder, ``n`` its files and ``width`` the channels of all maps."""
+
+
+def move_into_place(data: bytes, path: Path) -> None:
+    """Write a file beside its name and move it there: complete or not at all.
+
+    Raises:
+        OSError: it cannot be written; nothing is left.
+    """
+    part = path.with_suffix(".part")
+    try:
+        part.write_bytes(data)
+        part.replace(path)
+    except OSError:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+        raise
 
 
 class FeatureCache:
@@ -97,7 +118,7 @@ class FeatureCache:
 
         key = cache_key(encoder, identity, field_of_view_mm, device)
         path = self.folder / f"{data_set}-{encoder.card.name}-{key[:16]}.safetensors"
-        with self._writing():
+        with self.writing():
             self.folder.mkdir(parents=True, exist_ok=True)
             lock = FileLock(path.with_suffix(".lock"))
             lock.acquire()
@@ -110,14 +131,15 @@ class FeatureCache:
             started = time.perf_counter()
             x = extract(encoder, cases, field_of_view_mm, device, progress)
             extracted = Extracted(x, time.perf_counter() - started)
-            with self._writing():
+            with self.writing():
                 self._write(path, key, extracted, cases, encoder.card.name, data_set)
             return extracted
         finally:
             lock.release()
 
     @contextmanager
-    def _writing(self) -> Iterator[None]:
+    def writing(self) -> Iterator[None]:
+        """What a full disk or a read-only folder does in here becomes a ``StorageError``."""
         try:
             yield
         except OSError as error:
@@ -174,39 +196,15 @@ class FeatureCache:
             "ids": json.dumps([case.id for case in cases]),
             "seconds": repr(extracted.seconds),
         }
-        part = path.with_suffix(".part")
-        try:
-            part.write_bytes(save({"x": np.ascontiguousarray(extracted.x)}, metadata=meta))
-            part.replace(path)
-        except OSError:
-            with suppress(OSError):
-                part.unlink(missing_ok=True)
-            raise
+        move_into_place(save({"x": np.ascontiguousarray(extracted.x)}, metadata=meta), path)
 
     def entries(self) -> list[CacheEntry]:
-        """All files, newest first."""
-        from safetensors import SafetensorError, safe_open
-
-        found = []
-        for path in self.folder.glob("*.safetensors"):
-            try:
-                with safe_open(path, "numpy") as file:
-                    meta = file.metadata() or {}
-                    n, width = file.get_slice("x").get_shape()
-            except (SafetensorError, OSError):
-                meta, n, width = {}, 0, 0
-            stat = path.stat()
-            found.append(
-                CacheEntry(
-                    path,
-                    meta.get("model", "unreadable"),
-                    meta.get("data_set", ""),
-                    n,
-                    width,
-                    stat.st_size,
-                    stat.st_mtime,
-                )
-            )
+        """All files of embeddings and folders of maps, newest first."""
+        found = [_entry([path]) for path in self.folder.glob("*.safetensors")]
+        for folder in (self.folder / MAPS).glob("*/"):
+            paths = sorted(folder.glob("*.safetensors"))
+            if paths:  # one that was cleaned keeps its locks
+                found.append(_entry(paths, folder))
         return sorted(found, key=lambda entry: -entry.modified)
 
     def clean(self, model: str | None = None) -> int:
@@ -218,11 +216,47 @@ class FeatureCache:
         from filelock import FileLock, Timeout
 
         freed = 0
-        doomed = [e.path for e in self.entries() if model is None or e.model == model]
-        with self._writing():
-            for path in [*doomed, *self.folder.glob("*.part")]:
+        doomed: list[Path] = []
+        for entry in self.entries():
+            if model is None or entry.model == model:
+                maps = entry.what == "maps"
+                doomed += entry.path.glob("*.safetensors") if maps else [entry.path]
+        with self.writing():
+            for path in [
+                *doomed,
+                *self.folder.glob("*.part"),
+                *self.folder.glob(f"{MAPS}/*/*.part"),
+            ]:
                 with suppress(Timeout), FileLock(path.with_suffix(".lock"), timeout=0):
                     if path.exists():  # another cleaner may have been faster
                         freed += path.stat().st_size
                         path.unlink()
         return freed
+
+
+def _entry(paths: Sequence[Path], folder: Path | None = None) -> CacheEntry:
+    """One file of embeddings, or the files of maps in a folder, told from the first."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(paths[0], "numpy") as file:
+            meta = file.metadata() or {}
+            if folder is None:
+                n, width = file.get_slice("x").get_shape()
+            else:
+                levels = [key for key in file.keys() if key.startswith("level_")]  # noqa: SIM118
+                n = len(paths)
+                width = sum(file.get_slice(level).get_shape()[0] for level in levels)
+    except (SafetensorError, OSError):
+        meta, n, width = {}, 0, 0
+    stats = [path.stat() for path in paths]
+    return CacheEntry(
+        folder or paths[0],
+        meta.get("model", "unreadable"),
+        meta.get("data_set", ""),
+        n,
+        width,
+        sum(stat.st_size for stat in stats),
+        max(stat.st_mtime for stat in stats),
+        "embeddings" if folder is None else "maps",
+    )

@@ -41,10 +41,10 @@ def against(
     table, provenance = stored[reference]
     if "shots" in table.columns:
         return dict(_on_budget(reference, stored, metric, shots, curve))
-    ours = stacked(headline_of(table))
+    ours = stacked(headline_of(table), metric)
     differences = {}
     for name, (other_table, other) in _paired(reference, stored):
-        theirs = stacked(headline_of(other_table)).values
+        theirs = stacked(headline_of(other_table), metric).values
         if provenance.cv:
             width = max(provenance.width, other.width)
             differences[name] = statistics.cv_difference(
@@ -52,7 +52,7 @@ def against(
             )
         else:
             differences[name] = statistics.paired_difference(
-                metric, ours.target, theirs[0], ours.values[0], ours.patient
+                metric, ours.target, theirs, ours.values, ours.patient
             )
     return differences
 

@@ -18,7 +18,8 @@ from .budgets import budget_of, plan
 from .errors import ProbeError
 from .predictions import HEADLINE, Provenance, headline_of, stacked
 from .resampling import Sample, patient_draws
-from .splits import FOLDS, REPEATS, fold, uses_cv
+from .splits import REPEATS, uses_cv
+from .studies import AnyProbe, trials
 from .types import Budget, Case, Features, Probe, Result, TaskCard
 
 if TYPE_CHECKING:
@@ -65,20 +66,15 @@ def predict(
     budget = budget_of(probe)
     if budget is not None:
         return _predict_on_budget(card, cases, x, probe, budget, seed)
-    if not uses_cv(card):
-        split = np.array([case.split for case in cases])
-        return _fit(card, cases, x, split, probe, seed, repeat=0, held_out=0, refits=range(REFITS))
     import pandas as pd
 
+    share = REFITS // REPEATS if uses_cv(card) else REFITS
     parts = []
-    share = REFITS // REPEATS
-    for repeat in range(REPEATS):
-        folds = np.array([fold(card, repeat, case.patient) for case in cases])
-        refits = range(repeat * share, (repeat + 1) * share)
-        for k in range(FOLDS):
-            if (folds == k).any():  # sides depend on one patient alone, so a fold can be empty
-                split = np.where(folds == k, "test", "train")
-                parts.append(_fit(card, cases, x, split, probe, seed, repeat, k, refits))
+    for trial in trials(card, cases):
+        refits = range(trial.repeat * share, (trial.repeat + 1) * share)
+        parts.append(
+            _fit(card, cases, x, trial.side, probe, seed, trial.repeat, trial.fold, refits)
+        )
     return pd.concat(parts, ignore_index=True)
 
 
@@ -115,13 +111,13 @@ def _predict_on_budget(
     return pd.concat(parts, ignore_index=True)
 
 
-def has_area(probe: Probe) -> bool:
+def has_area(probe: AnyProbe) -> bool:
     """Whether the mean over the probe's curve is published."""
     budget = budget_of(probe)
     return budget is not None and budget.area
 
 
-def skipped_sizes(card: TaskCard, cases: Sequence[Case], probe: Probe) -> dict[str, str]:
+def skipped_sizes(card: TaskCard, cases: Sequence[Case], probe: AnyProbe) -> dict[str, str]:
     """Sizes of the probe's budget that cannot be drawn on this task, and why."""
     budget = budget_of(probe)
     skipped = {} if budget is None else plan(card, cases, budget).skipped
@@ -231,8 +227,10 @@ def score(table: pd.DataFrame, provenance: Provenance) -> Scores:
 
 def _scored(table: pd.DataFrame, provenance: Provenance) -> Iterator[_Number]:
     """Trained on all training patients: one number per metric."""
-    tested = stacked(headline_of(table))
     for metric in metrics.for_kind(provenance.kind):
+        tested = stacked(headline_of(table), metric)
+        if is_nothing(tested.values):
+            continue
         if provenance.cv:
             interval = statistics.cv_interval(
                 metric,
@@ -244,9 +242,16 @@ def _scored(table: pd.DataFrame, provenance: Provenance) -> Iterator[_Number]:
             )
         else:
             interval = statistics.score_interval(
-                metric, tested.target, tested.values[0], tested.patient
+                metric, tested.target, tested.values, tested.patient
             )
-        yield _Number(metric, None, interval, _spread(metric, table), len(tested.target))
+        yield _Number(
+            metric, None, interval, _spread(metric, table, provenance.cv), len(tested.target)
+        )
+
+
+def is_nothing(values: np.ndarray) -> bool:
+    """Whether the cases hold nothing that a metric could measure, such as pairs no landmarks."""
+    return values.dtype.kind == "f" and values.size > 0 and bool(np.isnan(values).all())
 
 
 SKIPPED = "skipped: "
@@ -288,7 +293,7 @@ class Curve(NamedTuple):
 def curve_of(table: pd.DataFrame, metric: metrics.Metric) -> Curve:
     """Score every draw of every size; ``table`` is of a probe with a budget."""
     sizes = sorted(set(table["shots"].tolist()))
-    by_size = {size: stacked(table.query(f"shots == {size}")) for size in sizes}
+    by_size = {size: stacked(table.query(f"shots == {size}"), metric) for size in sizes}
     first = next(iter(by_size.values()))
     who = statistics.sample_of(metric, first.target, first.values[0], first.patient)
     counts = patient_draws(who, statistics.DRAWS, seed=0)
@@ -299,12 +304,15 @@ def curve_of(table: pd.DataFrame, metric: metrics.Metric) -> Curve:
     return Curve(metric, runs, counts, who, first.values.shape[-1])
 
 
-def _spread(metric: metrics.Metric, table: pd.DataFrame) -> float:
+def _spread(metric: metrics.Metric, table: pd.DataFrame, cv: bool) -> float:
     """SD of the score over refits; under cross-validation a refit is one repeat's folds."""
     scores = []
     for _, part in table.query(f"refit != {HEADLINE}").groupby("refit", sort=True):
-        tested = stacked(part)
+        tested = stacked(part, metric)
         scores.append(metric(tested.target, tested.values[0], fold=tested.fold[0]))
+    if not scores and not cv:  # trained with several seeds instead
+        tested = stacked(headline_of(table), metric)
+        scores = [metric(tested.target, values) for values in tested.values]
     return float(np.std(scores, ddof=1)) if len(scores) > 1 else math.nan
 
 

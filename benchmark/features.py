@@ -12,14 +12,15 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import numpy as np
 
 from .errors import EncoderError, TomoprobeError
 from .hashing import sha_of
 from .inputs import tiles_of
-from .types import Case, EncoderCard, Task, TaskCard, Triple
+from .targets import FollowUp, Labels, Lesion, Pair
+from .types import Case, EncoderCard, Target, Task, TaskCard, Triple
 
 if TYPE_CHECKING:
     import torch
@@ -42,6 +43,8 @@ AHEAD = 16
 
 Progress = Callable[[int, int], None]
 """Called with (done, total)."""
+
+T = TypeVar("T")
 
 
 class FrozenEncoder(Protocol):
@@ -84,10 +87,7 @@ def identify(task: Task, cases: Sequence[Case]) -> DataIdentity:
         masks = list(pool.map(lambda region: region.digest(), regions.values()))
     images, targets = {}, {}
     for case, digest in zip(cases, digests, strict=True):
-        target = case.target
-        if isinstance(target, Path):
-            target = hashlib.sha256(target.read_bytes()).hexdigest()
-        images[case.id], targets[case.id] = digest, target
+        images[case.id], targets[case.id] = digest, _as_json(case.target)
     # the version stands for the reader, which can change while the files do not
     reading = [data_set_of(task.card), task.card.data_version, task.source_sha]
     return DataIdentity(
@@ -95,6 +95,19 @@ def identify(task: Task, cases: Sequence[Case]) -> DataIdentity:
         sha_of([task.source_sha, sorted(images.items()), targets]),
         sha_of([reading, dict(zip(regions, masks, strict=True))]) if regions else "",
     )
+
+
+def _as_json(target: Target) -> object:
+    """What a target is, told from its content."""
+    if isinstance(target, Path):
+        return hashlib.sha256(target.read_bytes()).hexdigest()
+    if isinstance(target, Labels | Pair):
+        return target.digest()
+    if isinstance(target, FollowUp):
+        return [target.years, target.event]
+    if isinstance(target, tuple):
+        return [[*t.center, t.diameter_mm] if isinstance(t, Lesion) else t for t in target]
+    return target
 
 
 def data_set_of(card: TaskCard) -> str:
@@ -134,7 +147,7 @@ def extract(
     import torch
 
     card = encoder.card
-    before = _buffers_sha(encoder.module)
+    before = buffers_sha(encoder.module)
     out = np.empty((len(cases), card.width), np.float32)
     batch = batch_size(card, device)
     checked = not check
@@ -154,7 +167,7 @@ def extract(
             done += len(rows)
             if progress:
                 progress(done, len(cases))
-    if _buffers_sha(encoder.module) != before:
+    if buffers_sha(encoder.module) != before:
         raise EncoderError(
             f"Encoder '{card.name}' changed its buffers while embedding. A frozen encoder keeps "
             "them: call eval() on every part and do not update running statistics."
@@ -219,26 +232,48 @@ def _batches(
 
 
 def _embed(encoder: FrozenEncoder, x: torch.Tensor, batch: int, device: str) -> np.ndarray:
-    """(T, C, X, Y, Z) -> (T, F), checked; halves the batch when a GPU's memory runs out."""
+    """(T, C, X, Y, Z) -> (T, F), checked."""
+
+    def part(start: int, stop: int) -> np.ndarray:
+        return _embed_checked(encoder, x[start:stop].to(device))
+
+    return np.concatenate(list(in_batches(part, len(x), batch, encoder.card.name, device)))
+
+
+def in_batches(
+    part: Callable[[int, int], T], count: int, batch: int, name: str, device: str
+) -> Iterator[T]:
+    """What ``part(start, stop)`` gives of each batch; halves it when a GPU's memory runs out.
+
+    Args:
+        part: runs the encoder on grids ``start`` to ``stop``.
+        count: of grids.
+        batch: grids at once, to begin with.
+        name: of the encoder.
+        device: it runs on.
+
+    Raises:
+        EncoderError: not even one grid fits.
+    """
     import torch
 
-    parts = []
     start = 0
-    while start < len(x):
+    while start < count:
         try:
-            parts.append(_embed_checked(encoder, x[start : start + batch].to(device)))
+            done = part(start, min(start + batch, count))
         except torch.cuda.OutOfMemoryError:
             if batch == 1:
                 raise EncoderError(
-                    f"Encoder '{encoder.card.name}' does not fit into the memory of {device} "
+                    f"Encoder '{name}' does not fit into the memory of {device} "
                     "even with a batch of one. Use a smaller grid or --device cpu."
                 ) from None
             torch.cuda.empty_cache()
             batch //= 2
             logger.warning("out of memory on %s: batch halved to %d", device, batch)
             continue
+        yield done
+        del done  # before the next is made
         start += batch
-    return np.concatenate(parts)
 
 
 def _embed_checked(encoder: FrozenEncoder, x: torch.Tensor) -> np.ndarray:
@@ -303,7 +338,8 @@ def _check_batch_independence(encoder: FrozenEncoder, x: torch.Tensor) -> None:
         )
 
 
-def _buffers_sha(module: torch.nn.Module | None) -> str:
+def buffers_sha(module: torch.nn.Module | None) -> str:
+    """sha256 of a network's buffers, as hex: running statistics that drift show here."""
     import torch
 
     digest = hashlib.sha256()

@@ -200,6 +200,32 @@ def resample(
     return np.stack(voxels), affine
 
 
+def lattice(
+    shape: Sequence[int], affine: np.ndarray, spacing: Triple, field_of_view_mm: Triple | None
+) -> tuple[tuple[np.ndarray, np.ndarray, np.ndarray], np.ndarray, Triple]:
+    """The lattice of rules 2 to 4 above, for any spacing, along the image's own axes.
+
+    Args:
+        shape: voxels of the image, X, Y, Z.
+        affine: of the image.
+        spacing: mm along X, Y, Z.
+        field_of_view_mm: of the task.
+
+    Returns:
+        Per axis the image's voxel coordinates; the affine (4, 4) from an index of the lattice to
+        scanner mm; and the box, mm, that is looked at.
+
+    Raises:
+        VolumeError: the image is not in RAS+ order, or the result would be too large.
+    """
+    _check_canonical(affine)
+    extent = _extent(shape, affine)
+    box = _triple([min(e, f) for e, f in zip(extent, field_of_view_mm or extent, strict=True)])
+    size = _size(box, spacing)
+    check_count(math.prod(size), f"The image at {' x '.join(f'{s:g}' for s in spacing)} mm")
+    return *_lattice(shape, affine, spacing, size), box
+
+
 def resolve(grid: Grid, field_of_view_mm: Triple | None, volume: Volume) -> Grid:
     """Give a grid without spacing the isotropic one at which the field of view fits its shape.
 

@@ -103,7 +103,8 @@ def interval(metric: Metric, score: float, evidence: Evidence, flags: tuple[str,
         low, high = _wilson(score, e.bound, q)
     elif metric.scale != "proportion":
         low, high = _transformed(metric, score, e)
-    elif e.logit:
+    elif e.logit or metric.kind != "classification":
+        # a mean of scores of cases varies less than one of hits and misses, which Wilson's is for
         half = q * math.sqrt(variance) / (score * (1 - score))
         low, high = (float(expit(logit(score) + side * half)) for side in (-1, 1))
     else:

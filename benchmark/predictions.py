@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from .errors import StorageError
-from .types import Kind
+from .metrics import Metric
+from .types import Answer
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -35,7 +36,8 @@ class Provenance:
     task_version: int
     probe: str
     probe_version: int
-    kind: Kind
+    kind: Answer
+    """Of the answers, which decides the metrics."""
     width: int
     """F: the inflation of cross-validated intervals depends on it."""
     cv: bool
@@ -60,30 +62,27 @@ def headline_of(table: pd.DataFrame) -> pd.DataFrame:
 
 
 class Tested(NamedTuple):
-    """Predictions of one kind of fit as arrays; cases sorted by id."""
+    """What a metric reads of one kind of fit; cases sorted by id."""
 
     target: np.ndarray
-    """(N,)."""
+    """(N, ...)."""
     patient: np.ndarray
     """(N,) str."""
     values: np.ndarray
-    """(R, N, K) probabilities or (R, N) values of R repeats."""
+    """(R, N, ...) of R repeats, such as (R, N, K) probabilities or (R, N) values."""
     fold: np.ndarray
     """(R, N) the fold that held each case out."""
 
 
-def stacked(table: pd.DataFrame) -> Tested:
+def stacked(table: pd.DataFrame, metric: Metric) -> Tested:
     """Arrays of the rows of one kind of fit, a repeat being a row of the arrays."""
-    columns = [c for c in table.columns if c == "value" or (c[0] == "p" and c[1:].isdigit())]
     repeats = [
         part.sort_values("case", kind="stable") for _, part in table.groupby("repeat", sort=True)
     ]
-    first = repeats[0]
-    values = np.stack([part[columns].to_numpy(np.float64) for part in repeats])
-    if columns == ["value"]:
-        values = values[:, :, 0]
+    read = [metric.read(part) for part in repeats]
     fold = np.stack([part["fold"].to_numpy() for part in repeats])
-    return Tested(first["target"].to_numpy(), first["patient"].to_numpy(str), values, fold)
+    patient = repeats[0]["patient"].to_numpy(str)
+    return Tested(read[0].target, patient, np.stack([r.prediction for r in read]), fold)
 
 
 # --- the stored form ---------------------------------------------------------------------------

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .types import Kind
+from .types import Answer
 
 LEAST = 0.25
 """The unbiased variance for nearly equal predictions can be 0 or less by chance. It is taken to be
@@ -35,12 +35,12 @@ class Sample:
         return len(self.stratum)
 
 
-def sample(kind: Kind, target: np.ndarray, patient: np.ndarray, n_classes: int = 0) -> Sample:
+def sample(kind: Answer, target: np.ndarray, patient: np.ndarray, n_classes: int = 0) -> Sample:
     """Group cases by patient.
 
     Args:
-        kind: of the task.
-        target: (N,).
+        kind: of the answers.
+        target: (N, ...).
         patient: (N,) identifiers.
         n_classes: K, of a classification.
     """

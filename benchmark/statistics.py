@@ -7,6 +7,9 @@ proportion-like scores (AUROC, average precision, balanced accuracy)
     Wilson's interval at the effective sample size p(1-p)/SE^2 (Korn & Graubard, Survey Methodology
     24 (1998) 193). Percentiles of the draws cover 86 % of nominal 95 % at 20 cases and AUROC 0.9,
     and give [1, 1] for a perfect score; this does neither.
+means of scores of cases (Dice, average precision of a query, shares of lesions found)
+    logit of the estimate +- t SE: Wilson's interval is one of hits and misses, which vary more. For
+    Dice of 10 to 100 simulated cases it covers 94 to 96 %, near 0 or 1 no less than 91 %.
 errors (log), Pearson r (Fisher z), R2 (log of the unexplained share)
     estimate +- t SE, with SE multiplied by sqrt(n / (n-1)), because draws from n patients vary less
     than n patients do (Hesterberg, The American Statistician 69 (2015) 371).
@@ -73,8 +76,9 @@ def score_interval(
     Args:
         metric: which.
         target: (N,).
-        prediction: (N, K) or (N,); or (S, N, K) or (S, N) of S training seeds, whose mean score is
-            taken and which are then drawn with replacement as well (crossed bootstrap).
+        prediction: (N, ...), such as (N, K) or (N,); or (S, N, ...) of S training seeds, whose
+            mean score is taken and which are then drawn with replacement as well (crossed
+            bootstrap).
         patient: (N,) identifiers: all cases of a patient are drawn together.
         seed: of the draws.
         draws: how many.
@@ -222,7 +226,9 @@ def holm(p_values: Sequence[float] | np.ndarray) -> np.ndarray:
 
 
 def _runs(metric: Metric, prediction: np.ndarray) -> np.ndarray:
-    """(S, N, K) or (S, N), whether or not there was an axis of seeds."""
+    """(S, N, ...), whether or not there was an axis of seeds: those of a stored table have one."""
+    if metric.kind not in ("classification", "regression"):
+        return prediction
     single = 2 if metric.kind == "classification" else 1
     return prediction[None] if prediction.ndim == single else prediction
 

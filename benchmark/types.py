@@ -9,11 +9,21 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Literal,
+    NamedTuple,
+    Protocol,
+    TypeAlias,
+    runtime_checkable,
+)
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
+
+    from .targets import FollowUp, Labels, Lesion, Pair
 
 Modality = Literal["CT", "MR", "CT and MR", "EM"]
 """How the patient was scanned; EM is electron microscopy, which is no radiology (MedMNIST)."""
@@ -22,8 +32,13 @@ Unit = Literal["HU", "scanner", "relative"]
 """What a voxel's number means: Hounsfield units (CT); scanner units (MR); or ``relative``, scaled
 to [0, 1] by the publisher, so that no physical meaning is left (MedMNIST, masks as images)."""
 
-Kind = Literal["classification", "regression", "segmentation"]
+Kind = Literal[
+    "classification", "regression", "segmentation", "registration", "detection", "survival"
+]
 """What is asked of a case."""
+
+Answer = Kind | Literal["retrieval", "robustness", "stability"]
+"""What a probe's answers are, and with it the metrics that score them: mostly what was asked."""
 
 Split = Literal["train", "val", "test"]
 
@@ -100,8 +115,11 @@ Intensity = Window | ZScore | MinMax
 
 # --- tasks ---------------------------------------------------------------------------------
 
-Target = int | float | tuple[int, ...] | Path
-"""Class index; value; multi-label vector; or the file that holds the mask."""
+Target: TypeAlias = (
+    "int | float | tuple[int, ...] | Path | Labels | Pair | tuple[Lesion, ...] | FollowUp"
+)
+"""Class index; value; multi-label vector; the file of a mask, which becomes ``Labels`` when the
+task is opened; or what ``targets`` holds."""
 
 
 @dataclass(frozen=True)
@@ -179,6 +197,14 @@ class TaskCard:
     """Unit of a regression target, e.g. ``"years"``."""
     field_of_view_mm: Triple | None = None
     """The central box (RAS+) that the question is about. None: the whole image."""
+    lattice_mm: Triple | None = None
+    """Spacing (RAS+) of the one lattice onto which dense protocols bring every encoder's maps, so
+    that nobody wins by a finer grid. None: no dense protocol serves the task."""
+    tolerance_mm: float | None = None
+    """How far a surface may be off (normalised surface distance)."""
+    forward_voxels: int | None = None
+    """The most voxels that an encoder may be shown per scan by dense protocols, overlap of tiles
+    counted. None: no cap."""
     data_set: str = ""
     """Tasks on the same images share this name, and with it the cached features."""
     files: tuple[tuple[str, str, str], ...] = ()

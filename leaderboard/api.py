@@ -4,14 +4,17 @@ import csv
 import io
 import json
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
 from sqlalchemy import Engine
 
 from . import db
-from .board import Board, board
+from .board import Board, board, unit_of
 from .cache import PageCache
+from .floors import Floor
+from .probe_reports import ProbeReport, probe_reports
 from .ranking import UNSAFE, Cell
 from .records import StoredModel, StoredRow, StoredTask
 from .settings import Settings
@@ -59,6 +62,12 @@ def router(engine: Engine, cache: PageCache, settings: Settings) -> APIRouter:
     def models(request: Request) -> Response:
         return answer(request, (), lambda: {"models": [_model(m) for m in db.models(engine)]})
 
+    @routes.get("/api/v1/probes")
+    def probes(request: Request) -> Response:
+        return answer(
+            request, (), lambda: {"probes": [_probe(p) for p in probe_reports(engine, settings)]}
+        )
+
     @routes.get("/api/v1/tasks")
     def tasks(request: Request) -> Response:
         return answer(request, (), lambda: {"tasks": [_task(t) for t in db.tasks(engine)]})
@@ -81,22 +90,25 @@ def board_as_json(shown: Board) -> dict[str, Any]:
     columns = shown.standings.columns
     return {
         "view": shown.view.query(),
-        "probe": shown.probe,
+        "probe": shown.probe or None,
         "shots": shown.shots,
         "tasks": [
             {
                 "name": task.name,
                 "version": task.version,
-                **{k: task.card.get(k) for k in ("title", "kind", "modality", "anatomy", "unit")},
+                **{k: task.card.get(k) for k in ("title", "kind", "modality", "anatomy")},
+                "unit": unit_of(task, column.metric),
+                "probe": column.probe,
                 "probe_version": column.probe_version,
                 "metric": column.metric,
                 "higher_is_better": column.higher_is_better,
                 "evidence": column.evidence,
                 "counts_for_mean_rank": counts,
                 "superseded": shown.superseded.get(task.name),
+                "floor": _floor(floor, shown.models),
             }
-            for task, column, counts in zip(
-                shown.tasks, columns, shown.standings.counting, strict=True
+            for task, column, counts, floor in zip(
+                shown.tasks, columns, shown.standings.counting, shown.floors.of, strict=True
             )
         ],
         "models": [
@@ -109,12 +121,20 @@ def board_as_json(shown: Board) -> dict[str, Any]:
                 "tasks_counting": shown.standings.total,
                 "scores": {
                     column.task: _cell(cell)
-                    for column, cell in zip(columns, standing.cells, strict=True)
+                    | {"below_floor": bool(shown.floors.under(standing.model_sha, cell, i))}
+                    for i, (column, cell) in enumerate(zip(columns, standing.cells, strict=True))
                 },
             }
             for standing in shown.shown
         ],
     }
+
+
+def _floor(floor: Floor | None, models: Mapping[str, StoredModel]) -> dict[str, Any] | None:
+    if floor is None:
+        return None
+    name = models[floor.model_sha].name
+    return {"score": floor.score, "model": name, "model_sha": floor.model_sha}
 
 
 def _cell(cell: Cell) -> dict[str, Any]:
@@ -224,6 +244,27 @@ def _model(model: StoredModel) -> dict[str, Any]:
         "added": model.added,
         "card": model.card,
         "manifest": model.manifest,
+    }
+
+
+def _probe(report: ProbeReport) -> dict[str, Any]:
+    known = report.known
+    return {
+        "name": report.name,
+        "version": known.version,
+        "title": known.title,
+        "kinds": list(report.kinds),
+        "standard_for": list(known.standard),
+        "metric": known.metric or None,
+        "on_request": known.on_request,
+        "cost": known.cost,
+        "budget": asdict(known.budget) if known.budget else None,
+        "changes": [asdict(change) for change in known.changes],
+        "tasks": [
+            {"name": t.task.name, "version": t.task.version, "metric": t.metric, "models": t.models}
+            for t in report.tasks
+        ],
+        "measured": [asdict(measured) for measured in report.measured],
     }
 
 

@@ -6,16 +6,21 @@ No HTML here and no SQL. The downloads and the pages are made of the same object
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import get_args
 
 from sqlalchemy import Engine
 
-from ..benchmark.types import Budget
-from . import db
+from ..benchmark.types import Budget, Kind
+from . import db, printing
+from .floors import Floors, floors
+from .protocols import budget_of, kind_of, metric_of, probes_by_kind, standard_probe
 from .ranking import Column, Standing, Standings, standings
 from .records import StoredModel, StoredRow, StoredTask, Unit
 from .settings import Settings
 from .versions import Versions
-from .view import Choices, View, chosen_shots, preferred_probe
+from .view import Choices, View, chosen_shots
+
+_KINDS = get_args(Kind)
 
 
 @dataclass(frozen=True)
@@ -25,22 +30,31 @@ class Board:
     view: View
     choices: Choices
     tasks: tuple[StoredTask, ...]
-    """The columns; of each the newest version with results of the probe."""
+    """The columns; of each the newest version with results of its probe."""
     standings: Standings
     """All models: filters on models hide rows but change no rank."""
+    floors: Floors
+    """What any model has to beat, by column."""
     shown: tuple[Standing, ...]
     """Rows in the order asked for."""
     models: Mapping[str, StoredModel]
     labels: Mapping[str, str]
     probe: str
+    """Of all columns; empty where they have several, or there is none."""
     shots: int | None
+    """None, too, where the columns have several probes: each then has its own."""
     known_shots: tuple[int | None, ...]
     budget: Budget | None
-    """Of the probe, where it has one: what the shots count."""
+    """Of the one probe, where it has one: what the shots count."""
     superseded: Mapping[str, str]
     """By task, why a whole column is of an older version: nothing newer is evaluated yet."""
     without_results: tuple[str, ...]
-    """Tasks that the filters let through but that have no result with this probe."""
+    """Tasks that the filters let through but that have no result with their probe."""
+
+    @property
+    def kinds(self) -> int:
+        """How many kinds of tasks are shown side by side."""
+        return len({kind_of(task) for task in self.tasks})
 
     @property
     def only_sanity_checks(self) -> bool:
@@ -68,6 +82,8 @@ def newest(
 ) -> list[StoredTask]:
     """One version of each task; sanity checks last, then by kind, modality and name.
 
+    Kinds come in the order of ``types.Kind``.
+
     Args:
         tasks: all versions.
         answered: (name, version) with results. The newest of these is taken before the newest of
@@ -85,7 +101,7 @@ def newest(
         latest.values(),
         key=lambda t: (
             not is_evidence(t),
-            str(t.card.get("kind")),
+            _KINDS.index(kind_of(t)) if kind_of(t) in _KINDS else len(_KINDS),
             str(t.card.get("modality")),
             t.name,
         ),
@@ -95,6 +111,11 @@ def newest(
 def answered_by(probe: str, units: Iterable[Unit]) -> set[tuple[str, int]]:
     """(name, version) of the tasks with results of the probe."""
     return {(unit.task, unit.task_version) for unit in units if unit.probe == probe}
+
+
+def unit_of(task: StoredTask, metric: str) -> str:
+    """Of a score in that metric on the task; empty: it has none."""
+    return printing.unit_of(metric, str(task.card.get("unit") or ""))
 
 
 def deciding(units: Sequence[Unit], self_run: Collection[Unit]) -> list[Unit]:
@@ -117,34 +138,69 @@ def board(engine: Engine, parameters: Iterable[tuple[str, str]], settings: Setti
     stored, models, units = db.tasks(engine), db.models(engine), db.units(engine)
     choices = Choices.of(newest(stored), units, suites)
     view = View.parse(parameters, choices)
-    probe = view.probe or preferred_probe(choices.probe)
     shown = deciding(units, db.self_run_units(engine))
-    answered = answered_by(probe, shown)
+    by_kind = probes_by_kind(stored, shown, settings)
+
+    def probe_of(task: StoredTask) -> str:
+        kind = kind_of(task)
+        return view.probe or by_kind.get(kind, "") or standard_probe(kind, settings)
+
+    with_results = {(u.task, u.task_version, u.probe) for u in shown}
+    answered = {
+        (t.name, t.version) for t in stored if (t.name, t.version, probe_of(t)) in with_results
+    }
     let_through = [task for task in newest(stored, answered) if view.shows(task.card, suites)]
     # A task that is named stays; otherwise a column without a single result says nothing.
     tasks = [t for t in let_through if (t.name, t.version) in answered or t.name in view.task]
-    rows = ranking_rows(engine, tasks, probe)
-    known_shots = shots_of(rows)
-    shots = chosen_shots(view.shots, known_shots, shots_of(scored(rows)), all_sizes(settings))
+    by_probe: dict[str, list[StoredTask]] = {}
+    for task in tasks:
+        by_probe.setdefault(probe_of(task), []).append(task)
+    rows = {p: ranking_rows(engine, its, p, settings) for p, its in by_probe.items()}
+    shots = _shots_by_probe(view, rows, settings)
     versions = Versions.of(stored, units, settings)
-    columns = [column_of(task, probe, probe_version(task, probe, shown), shots) for task in tasks]
-    found = standings(rows, columns, [model.model_sha for model in models], units, versions)
+    columns = [
+        column_of(
+            task,
+            probe := probe_of(task),
+            probe_version(task, probe, shown),
+            shots[probe],
+            metric_of(task, probe, settings),
+        )
+        for task in tasks
+    ]
+    every = [row for its in rows.values() for row in its]
+    found = standings(every, columns, [model.model_sha for model in models], units, versions)
     named = labels(models)
+    only = view.probe or (next(iter(by_probe)) if len(by_probe) == 1 else "")
     return Board(
         view=view,
         choices=choices,
         tasks=tuple(tasks),
         standings=found,
+        floors=floors(found, models, named),
         shown=_arranged(found, view, named),
         models={model.model_sha: model for model in models},
         labels=named,
-        probe=probe,
-        shots=shots,
-        known_shots=known_shots,
-        budget=budget_of(probe, settings),
+        probe=only,
+        shots=shots.get(only),
+        known_shots=shots_of(rows.get(only, [])),
+        budget=budget_of(only, settings),
         superseded=superseded_columns(found, versions),
         without_results=tuple(t.name for t in let_through if t not in tasks),
     )
+
+
+def _shots_by_probe(
+    view: View, rows: Mapping[str, Sequence[StoredRow]], settings: Settings
+) -> dict[str, int | None]:
+    """The training size to show of each probe; one that has not the size asked for: its default."""
+    elsewhere = all_sizes(settings)
+    if len(rows) > 1:
+        elsewhere |= {k for its in rows.values() for k in shots_of(its) if k is not None}
+    return {
+        probe: chosen_shots(view.shots, shots_of(its), shots_of(scored(its)), elsewhere)
+        for probe, its in (rows or {"": []}).items()
+    }
 
 
 def superseded_columns(found: Standings, versions: Versions) -> dict[str, str]:
@@ -157,25 +213,17 @@ def superseded_columns(found: Standings, versions: Versions) -> dict[str, str]:
     return {task: text for task, text in told.items() if text}
 
 
-def column_of(
-    task: StoredTask, probe: str, version: int, shots: int | None, metric: str = ""
-) -> Column:
-    """The column of a task; ``version`` is the probe's, ``metric`` empty: the one that ranks."""
+def column_of(task: StoredTask, probe: str, version: int, shots: int | None, metric: str) -> Column:
+    """The column of a task; ``version`` is the probe's."""
     return Column(
         task=task.name,
         version=task.version,
-        metric=metric or task.card["metric"],
+        metric=metric,
         probe=probe,
         probe_version=version,
         shots=shots,
         evidence=is_evidence(task),
     )
-
-
-def budget_of(probe: str, settings: Settings) -> Budget | None:
-    """The training budget of a probe that this release knows."""
-    known = settings.probes.get(probe)
-    return known.budget if known else None
 
 
 def all_sizes(settings: Settings) -> set[int]:
@@ -188,9 +236,11 @@ def scored(rows: Iterable[StoredRow]) -> list[StoredRow]:
     return [row for row in rows if row.result.score is not None]
 
 
-def ranking_rows(engine: Engine, tasks: Sequence[StoredTask], probe: str) -> list[StoredRow]:
-    """All rows of the probe in the metrics that rank these tasks."""
-    metrics = sorted({task.card["metric"] for task in tasks})
+def ranking_rows(
+    engine: Engine, tasks: Sequence[StoredTask], probe: str, settings: Settings
+) -> list[StoredRow]:
+    """All rows of the probe in the metrics that rank it on these tasks."""
+    metrics = sorted({metric_of(task, probe, settings) for task in tasks})
     return db.rows(engine, tasks=[task.name for task in tasks], probe=probe, metric=metrics)
 
 

@@ -19,7 +19,7 @@ from .accounts import audit
 from .clock import today
 from .hiding import hiding, last_change, public, withheld
 from .opening import connect, migrate, migrate_to, newest, revision, writing
-from .records import Json, Origin, Pending, StoredModel, StoredRow, StoredTask, Unit
+from .records import Json, Origin, Pending, StoredModel, StoredRow, StoredTask, Timing, Unit
 from .storage_errors import reported
 from .tables import MODELS, PENDING, PREDICTIONS, RESULTS, TASKS
 
@@ -44,6 +44,7 @@ __all__ = [
     "state",
     "task",
     "tasks",
+    "timings",
     "units",
 ]
 
@@ -334,6 +335,23 @@ def self_run_units(engine: Engine) -> frozenset[Unit]:
     query = sa.select(*key).where(RESULTS.c.origin == "self-run").distinct()
     with reported(engine), engine.connect() as connection:
         return frozenset(Unit(*row) for row in connection.execute(query))
+
+
+def timings(engine: Engine) -> list[Timing]:
+    """What every unit took that was computed here on complete data, sorted."""
+    key = [RESULTS.c[name] for name in (*Unit._fields, "device", "seconds")]
+    query = (
+        sa.select(*key)
+        .where(RESULTS.c.origin != "self-run", RESULTS.c.subset.is_(False))
+        .distinct()
+    )
+    with reported(engine), engine.connect() as connection:
+        hidden = hiding(connection).models
+        return sorted(
+            Timing(*(found[name] for name in Timing._fields))
+            for found in connection.execute(query).mappings()
+            if found["model_sha"] not in hidden
+        )
 
 
 def pending(engine: Engine) -> list[Pending]:

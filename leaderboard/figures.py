@@ -1,12 +1,13 @@
 """The charts of a task's page, made of its report."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from markupsafe import Markup
 
 from ..benchmark.types import Budget
 from . import printing
+from .board import unit_of
 from .charts import Point, Reference, dot_and_whisker
 from .curves import MOST_CURVES, Curve, learning_curves_svg
 from .ranking import Standing
@@ -15,9 +16,6 @@ from .sizes import axis_title, size_in_words
 
 MOST_POINTS = 40
 """Models in a chart; a longer one is no picture any more, and the table beside it has all."""
-
-FLOORS = ("intensity", "texture")
-"""Models without learned weights: what any other has to beat, so no picture leaves them out."""
 
 REFERENCES = {
     "auroc": Reference(0.5, "guessing"),
@@ -57,7 +55,7 @@ def scores_figure(report: TaskReport) -> Markup:
         points[:MOST_POINTS],
         title=f"{_subject(report)}{_size(column.shots, report.budget)}",
         metric=column.metric,
-        unit=report.task.card.get("unit", ""),
+        unit=unit_of(report.task, column.metric),
         reference=REFERENCES.get(column.metric),
     )
 
@@ -73,8 +71,7 @@ def curves_figure(report: TaskReport) -> CurvesFigure | None:
     }
     if not curves:
         return None
-    names = {sha: report.models[sha].name for sha in curves}
-    drawn = with_floors(list(curves), names, MOST_CURVES)
+    drawn = with_floors(list(curves), report.floors.nothing, MOST_CURVES)
     svg = learning_curves_svg(
         [curves[sha] for sha in drawn],
         title=f"{_subject(report)}, by training size",
@@ -89,9 +86,13 @@ def curves_figure(report: TaskReport) -> CurvesFigure | None:
     )
 
 
-def with_floors(shas: Sequence[str], names: Mapping[str, str], most: int) -> list[str]:
-    """The first so many models, in their order, the floors among them whatever their place."""
-    floors = [sha for sha in shas if names[sha] in FLOORS][:most]
+def with_floors(shas: Sequence[str], nothing: Collection[str], most: int) -> list[str]:
+    """The first so many models, in their order.
+
+    Those that learn nothing are among them whatever their place: any other has to beat them, so
+    no picture leaves them out.
+    """
+    floors = [sha for sha in shas if sha in nothing][:most]
     others = [sha for sha in shas if sha not in floors][: most - len(floors)]
     return [sha for sha in shas if sha in floors or sha in others]
 

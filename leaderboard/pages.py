@@ -20,10 +20,12 @@ from ..benchmark.statistics import ESTIMANDS, FLAGS
 from ..benchmark.types import Result
 from . import markdown, printing, sizes
 from .api import asked
-from .board import board, budget_of, is_evidence
+from .board import board, is_evidence, unit_of
 from .cache import PageCache
 from .comparisons import MOST_COMPARED, Comparer
 from .figures import MOST_POINTS, REFERENCES, curves_figure, scores_figure
+from .probe_reports import probe_report, probe_reports
+from .protocols import budget_of
 from .ranking import UNSAFE, Cell, Standing, higher_is_better
 from .records import Json, StoredTask
 from .reports import model_report, task_report
@@ -96,6 +98,24 @@ def router(
 
         return page(request, ("version", "probe", "shots", "against"), make)
 
+    @routes.api_route("/probes", methods=_METHODS)
+    def probes(request: Request) -> Response:
+        def make() -> str:
+            return environment.get_template("probes.html").render(
+                reports=probe_reports(engine, settings), path="/probes"
+            )
+
+        return page(request, (), make)
+
+    @routes.api_route("/probes/{name}", methods=_METHODS)
+    def probe(request: Request, name: str) -> Response:
+        def make() -> str:
+            return environment.get_template("probe.html").render(
+                report=probe_report(engine, name, settings), path=f"/probes/{name}"
+            )
+
+        return page(request, (), make)
+
     @routes.api_route("/models/{sha}", methods=_METHODS)
     def model(request: Request, sha: str) -> Response:
         def make() -> str:
@@ -134,13 +154,15 @@ def templates(settings: Settings) -> Environment:
         release=version("tomoprobe"),
         higher_is_better=higher_is_better,
         is_evidence=is_evidence,
+        unit_of=unit_of,
         facts=_facts,
         marks=_marks,
     )
     environment.filters.update(
         metric=printing.metric_title,
-        has_unit=printing.has_unit,
+        metric_in_full=printing.metric_in_full,
         plain=printing.plain,
+        duration=printing.duration,
         score=lambda r: printing.score_text(r.metric, r.score, r.low, r.high),
         spread=lambda r: printing.score_text(r.metric, r.spread, r.low, r.high),
         interval=lambda r: printing.interval_text(r.metric, r.score, r.low, r.high),
@@ -221,12 +243,13 @@ def _estimands(
 
 def _protocols(result: Result, card: Json, settings: Settings) -> tuple[str, ...]:
     """Keys of ``ESTIMANDS``: training draws, repeated cross-validation, both, or one split."""
-    on_all = "cv" if result.seed == "all" else "split"
-    if result.shots is None and budget_of(result.probe, settings) is None:
-        return (on_all,)
     # over draws the seed is "all" with and without cross-validation: only the card tells
     counts = card.get("counts", {})
     cv = "test" not in counts and counts.get("patients", CV_BELOW) < CV_BELOW
+    if result.shots is None and budget_of(result.probe, settings) is None:
+        if result.seed != "all":
+            return ("split",)
+        return ("cv",) if cv else ("seeds",)
     return ("seeds", "cv") if cv else ("seeds",)
 
 

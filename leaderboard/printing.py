@@ -5,7 +5,23 @@ from math import ceil, floor, isfinite, isinf, log10
 
 from ..benchmark import metrics
 
-SHORT = {"mae": "MAE", "ece": "ECE"}
+SHORT = {
+    "mae": "MAE",
+    "ece": "ECE",
+    "nsd": "NSD",
+    "hd95": "HD95",
+    "warped_dice": "Dice",
+    "warped_hd95": "HD95",
+    "tre": "TRE",
+    "epe": "EPE",
+    "sd_log_jacobian": "SD log J",
+    "folding": "Folding",
+    "cpm": "CPM",
+    "map": "mAP",
+    "concordance": "C index",
+    "integrated_brier": "Brier score",
+    "icc": "ICC",
+}
 """For metrics whose title is too long for the head of a column."""
 
 NOTHING = "–"
@@ -25,8 +41,27 @@ def metric_title(metric: str) -> str:
 
 
 def has_unit(metric: str) -> bool:
-    """Whether the metric carries the unit of the target: errors without an upper end do."""
+    """Whether the score may carry a unit: errors without an upper end do."""
     return metric not in metrics.names() or isinf(metrics.get(metric).high)
+
+
+def unit_of(metric: str, of_target: str) -> str:
+    """Of a score: the metric's own, or that of a regression's target; empty: none.
+
+    >>> unit_of("mae", "years"), unit_of("r2", "years")
+    ('years', '')
+    """
+    if metric not in metrics.names():
+        return of_target
+    known = metrics.get(metric)
+    if known.unit or known.kind != "regression":
+        return known.unit
+    return of_target if has_unit(metric) else ""
+
+
+def metric_in_full(metric: str) -> str:
+    """The name of a metric where there is room for it."""
+    return metrics.get(metric).title if metric in metrics.names() else metric
 
 
 def score_text(metric: str, score: float | None, low: float | None, high: float | None) -> str:
@@ -120,6 +155,18 @@ def plain(value: float, digits: int = 3) -> str:
         return NOTHING
     size = floor(log10(abs(value))) if value else 0
     return _fixed(value, min(max(0, digits - 1 - size), 9))
+
+
+def duration(seconds: float) -> str:
+    """How long something took, to two significant digits or more.
+
+    >>> duration(0.042), duration(12.5), duration(500.0), duration(9000.0)
+    ('0.042 s', '12.5 s', '8.3 min', '2.5 h')
+    """
+    if seconds < 120:
+        return f"{plain(seconds, 2 if seconds < 1 else 3)} s"
+    minutes = seconds / 60
+    return f"{minutes:.1f} min" if minutes < 120 else f"{minutes / 60:.1f} h"
 
 
 def _decimals_for(score: float, low: float | None, high: float | None) -> int:

@@ -28,6 +28,15 @@ class Unit(NamedTuple):
     split_sha: str
 
 
+class Timing(NamedTuple):
+    """What one unit took where it was computed."""
+
+    probe: str
+    task: str
+    device: str
+    seconds: float
+
+
 @dataclass(frozen=True)
 class StoredRow:
     """One published number and what its reader must know."""

@@ -10,7 +10,6 @@ from . import db
 from .board import (
     all_sizes,
     answered_by,
-    budget_of,
     by_score,
     column_of,
     deciding,
@@ -22,12 +21,14 @@ from .board import (
     shots_of,
     superseded_columns,
 )
+from .floors import Floors, floors
+from .protocols import budget_of, kind_of, metric_of, preferred_probe, standard_probe
 from .ranking import Cell, Column, Standing, Standings, standings, why_skipped
 from .records import StoredModel, StoredRow, StoredTask
 from .settings import Settings
 from .sizes import default_size
 from .versions import Step, Versions
-from .view import ParameterError, chosen_shots, preferred_probe
+from .view import ParameterError, chosen_shots
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,8 @@ class TaskReport:
     """Of the probe, where it has one: what the shots count."""
     standings: Standings
     """One column per metric, the one that ranks first."""
+    floors: Floors
+    """What any model has to beat, by column."""
     shown: tuple[Standing, ...]
     """Models with a row, best first in the first column."""
     sizes: Sizes | None
@@ -80,6 +83,8 @@ class ModelScores:
     tasks: tuple[StoredTask, ...]
     columns: tuple[Column, ...]
     cells: tuple[Cell, ...]
+    floors: Floors
+    """What any model has to beat, by task."""
     ranked: tuple[int, ...]
     """How many models are ranked on each task."""
     shots: int | None
@@ -112,7 +117,7 @@ def task_report(
         engine: of a migrated database.
         name: of the task.
         version: None: the newest with results of the probe.
-        probe: empty: the preferred one among those that have results.
+        probe: empty: the standard probe of the task's kind, or another that has results.
         shots: as ``View.shots``.
         settings: of the operator.
 
@@ -131,11 +136,11 @@ def task_report(
     )
     if probe and probe not in probes:
         raise ParameterError.of("probe with results on this task", probe, probes)
-    probe = probe or preferred_probe(probes)
+    probe = probe or preferred_probe(kind_of(task), probes, settings)
     version_of_probe = probe_version(task, probe, ours)
     rows = db.rows(engine, tasks=[name], probe=probe)
     known_shots = shots_of(rows)
-    first = task.card["metric"]
+    first = metric_of(task, probe, settings)
     others = {row.result.metric for row in rows if row.result.task_version == task.version}
     metrics = [first, *sorted(others - {first})]
     in_scored = shots_of(scored(row for row in rows if row.result.metric == first))
@@ -167,6 +172,7 @@ def task_report(
         known_shots=known_shots,
         budget=budget,
         standings=found,
+        floors=floors(found, models, named),
         shown=tuple(by_score(present, 0, found.columns[0], named, descending=None)),
         sizes=curves,
         missing=tuple(model.model_sha for model in models if model.model_sha not in seen),
@@ -216,15 +222,25 @@ def model_report(engine: Engine, sha: str, settings: Settings) -> ModelReport:
     ours = deciding(units, db.self_run_units(engine))
     scores = []
     probes = sorted({u.probe for u in units if u.model_sha == sha})
-    first = preferred_probe(probes)
-    for probe in sorted(probes, key=lambda name: name != first):
+    named = labels(models)
+    first = list(dict.fromkeys(standard_probe(kind_of(t), settings) for t in newest(stored)))
+    for probe in sorted(probes, key=lambda p: first.index(p) if p in first else len(first)):
         answered = answered_by(probe, ours)
         asked = [t for t in newest(stored, answered) if (t.name, t.version) in answered]
-        rows = ranking_rows(engine, asked, probe)
+        rows = ranking_rows(engine, asked, probe, settings)
         shots = chosen_shots("", shots_of(rows), shots_of(scored(rows)))
         found = standings(
             rows,
-            [column_of(task, probe, probe_version(task, probe, ours), shots) for task in asked],
+            [
+                column_of(
+                    task,
+                    probe,
+                    probe_version(task, probe, ours),
+                    shots,
+                    metric_of(task, probe, settings),
+                )
+                for task in asked
+            ],
             [m.model_sha for m in models],
             units,
             versions,
@@ -240,6 +256,7 @@ def model_report(engine: Engine, sha: str, settings: Settings) -> ModelReport:
                 tasks=tuple(asked),
                 columns=found.columns,
                 cells=mine.cells,
+                floors=floors(found, models, named),
                 ranked=ranked,
                 shots=shots,
                 budget=budget_of(probe, settings),
@@ -249,7 +266,7 @@ def model_report(engine: Engine, sha: str, settings: Settings) -> ModelReport:
     numbers = db.rows(engine, models=[sha])
     return ModelReport(
         model=model,
-        label=labels(models)[sha],
+        label=named[sha],
         scores=tuple(scores),
         rows=tuple(numbers),
         superseded={row.id: text for row in numbers if (text := versions.superseded(row.result))},

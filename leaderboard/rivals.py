@@ -61,8 +61,8 @@ def rivals_of(report: TaskReport, against: str, comparer: Comparer) -> Rivals | 
     largest, best = most or (None, "")
     wanted = (against, best, *ranked)
     reference = next(sha for sha in wanted if sha in ranked)
-    names = {sha: report.models[sha].name for sha in ranked}
-    others = with_floors([sha for sha in ranked if sha != reference], names, MOST_COMPARED)
+    rest = [sha for sha in ranked if sha != reference]
+    others = with_floors(rest, report.floors.nothing, MOST_COMPARED)
     first = report.standings.columns[0]
     found = comparer.compare(
         _unit(ranked[reference]),

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
-from ..benchmark.types import Budget, Change
+from ..benchmark.types import Budget, Change, Kind
 
 
 @dataclass(frozen=True)
@@ -16,6 +16,18 @@ class Current:
     """Why the version was raised, oldest first."""
     budget: Budget | None = None
     """Of a probe that trains on a few patients: what ``shots`` counts."""
+    metric: str = ""
+    """Of a probe: the metric that ranks it. Empty: that of each task."""
+    kinds: tuple[Kind, ...] = ()
+    """Of a probe: what it serves."""
+    standard: tuple[Kind, ...] = ()
+    """Of a probe: kinds that the board shows by it where no probe is asked for."""
+    on_request: bool = False
+    """Of a probe: it runs only when it is named."""
+    title: str = ""
+    """Of a probe: one sentence."""
+    cost: str = ""
+    """Of a probe: one sentence on what it takes."""
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ They are never deleted. Where a model has nothing newer they are shown, marked a
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from ..benchmark.types import Change, Result
@@ -132,10 +132,11 @@ def _newer(one: Current | None, other: Current) -> Current:
     if one is None:
         return other
     changes = {c.version: c for c in (*one.changes, *other.changes)}
-    return Current(
-        max(one.version, other.version),
-        tuple(changes[version] for version in sorted(changes)),
-        other.budget or one.budget,
+    return replace(
+        other,
+        version=max(one.version, other.version),
+        changes=tuple(changes[version] for version in sorted(changes)),
+        budget=other.budget or one.budget,
     )
 
 

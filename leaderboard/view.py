@@ -14,9 +14,6 @@ Suites = Mapping[str, Sequence[str]]
 
 Order = Literal["asc", "desc"]
 
-PREFERRED_PROBE = "linear"
-"""Shown where the visitor names no probe: the protocol that the literature reports."""
-
 _LONGEST_SEARCH = 100  # characters; more is no name of a model
 
 
@@ -63,7 +60,7 @@ class View:
     modality: str = ""
     anatomy: str = ""
     probe: str = ""
-    """Empty: ``PREFERRED_PROBE``, or the first there is."""
+    """Empty: of each kind its standard probe, see ``protocols``."""
     shots: str = ""
     """Empty: all training data where there are such rows, else the most shots."""
     suite: str = ""
@@ -134,13 +131,6 @@ class View:
 
 PARAMETERS = frozenset(item.name for item in fields(View))
 """Names of the board's GET parameters."""
-
-
-def preferred_probe(probes: Sequence[str]) -> str:
-    """What is shown where the visitor names no probe; empty where there is none."""
-    if PREFERRED_PROBE in probes:
-        return PREFERRED_PROBE
-    return probes[0] if probes else ""
 
 
 def chosen_shots(

@@ -129,12 +129,29 @@ class IsolatedEncoder:
         return self._run(far.MAPS, x)
 
     def buffers(self) -> bytes:
-        """32 bytes that stay the same as long as the network's buffers do."""
-        with self._exchange("telling its buffers") as (child, deadline):
-            child.send(far.BUFFERS, (), deadline)
-            length = self._expect(child, deadline, far.BUFFERS, 32)
-            digest = bytearray(length)
-            child.fill(memoryview(digest), deadline)
+        """32 bytes that stay the same as long as the network's buffers do.
+
+        Raises:
+            EncoderError: the child fails, ends, hangs, runs out of memory or answers nonsense.
+            IsolationError: it is killed, or this machine lacks what it needs.
+        """
+        try:
+            with self._exchange("telling its buffers") as (child, deadline):
+                child.send(far.BUFFERS, (), deadline)
+                length = self._expect(child, deadline, far.BUFFERS, 32)
+                digest = bytearray(length)
+                child.fill(memoryview(digest), deadline)
+        except _Killed:
+            raise IsolationError(
+                f"The process of encoder '{self._name}' was killed while telling its buffers. Look "
+                "whether the machine is short of memory, and try again."
+            ) from None
+        except _OutOfMemory:
+            raise EncoderError(
+                f"Encoder '{self._name}' needs more memory than its process may take "
+                f"({self._limits.memory / 2**30:.3g} GiB) to tell its buffers. Use a smaller "
+                "network."
+            ) from None
         return bytes(digest)
 
     def _run(self, kind: int, x: torch.Tensor) -> list[torch.Tensor]:

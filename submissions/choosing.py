@@ -13,7 +13,8 @@ from ..benchmark.errors import (
     TomoprobeError,
     UnknownNameError,
 )
-from ..benchmark.types import Probe, Task
+from ..benchmark.studies import AnyProbe
+from ..benchmark.types import Task
 from ..tasks import get as get_task
 from ..tasks import load_file, suites
 from . import architectures, manifest
@@ -73,13 +74,13 @@ def encoders(
     return {spec: loader(spec) for spec in specs}
 
 
-def probes(names: Sequence[str] | None) -> list[Probe]:
-    """The probes of these names, or all.
+def probes(names: Sequence[str] | None) -> list[AnyProbe]:
+    """The probes of these names, or all but those that run on request only.
 
     Raises:
         UnknownNameError: no such probe.
     """
-    return [protocols.get(name) for name in names or protocols.names()]
+    return [protocols.get(name) for name in names or protocols.default()]
 
 
 def suite(name: str) -> list[Task]:

@@ -125,7 +125,7 @@ def evaluate(
     out: Annotated[
         Path | None,
         typer.Option(
-            help="Folder for summary.html, the curves and the rows. Default: a new one in "
+            help="Folder for summary.html, curves, pictures and the rows. Default: a new one in "
             "TOMOPROBE_HOME/runs."
         ),
     ] = None,
@@ -171,6 +171,7 @@ def evaluate(
             reporter=reporter,
             json_file=json_file,
             shard=part,
+            pictures=folder / "pictures",
         )
     scores = console.print_scores(work, ran)
     if predictions:

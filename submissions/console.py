@@ -20,9 +20,10 @@ from ..leaderboard.printing import (
     score_text,
     signed_text,
 )
+from ..leaderboard.ranking import higher_is_better
 from ..leaderboard.records import StoredRow
 from .progress import progress
-from .scores import FLOOR, Line, RunScores, TaskScores, gather
+from .scores import FLOOR, Column, Line, RunScores, TaskScores, gather
 from .terminal import out
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def print_scores(work: Session, ran: Ran) -> RunScores:
     """
     found = gather(work, ran)
     for scores in found.tasks:
-        out.print(_fitting(scores, found.compared))
+        out.print(_fitting(scores))
         for line in _footnotes(scores):
             out.print(f"[dim]{escape(line)}[/dim]")
         out.print()
@@ -80,14 +81,14 @@ _UNBOUNDED = 10_000
 """Columns of a terminal on which everything fits: Rich measures no more than it has room for."""
 
 
-def _fitting(scores: TaskScores, compared: str) -> Table:
+def _fitting(scores: TaskScores) -> Table:
     """The first layout that fits, so that no interval ever breaks.
 
     Probes side by side; then with intervals below their scores; then probes below one another.
     """
     unbounded = out.options.update_width(_UNBOUNDED)
     layouts = [
-        layout(scores, compared, between)
+        layout(scores, between)
         for layout in (_side_by_side, _below_one_another)
         for between in (" ", "\n")
     ]
@@ -95,50 +96,50 @@ def _fitting(scores: TaskScores, compared: str) -> Table:
     return next(fitting, layouts[-1])
 
 
-def _side_by_side(scores: TaskScores, compared: str, between: str) -> Table:
+def _side_by_side(scores: TaskScores, between: str) -> Table:
     """A column per probe, and the spread and difference of the first."""
     first = scores.columns[0].probe
     table = _table(scores)
     for column in scores.columns:
-        head = f"{column.probe}\n{column.size}" if column.size else column.probe
+        head = "\n".join(filter(None, (column.probe, column.size, _own_metric(scores, column))))
         table.add_column(head, justify="right", no_wrap=True)
     table.add_column("spread", justify="right", no_wrap=True)
-    gaps = compared == first
+    gaps = scores.compared == first
     if gaps:
         minus = f"{first}{between}minus {FLOOR}"
         table.add_column(minus, justify="right", no_wrap=True)
     for line in scores.lines:
         cells = [_cell(scores, line.cells.get(column.probe), between) for column in scores.columns]
-        difference = [_difference(line, scores.card.metric, between)] if gaps else []
+        difference = [_difference(line, scores.metric, between)] if gaps else []
         table.add_row(escape(line.model), *cells, _spread(line.cells.get(first)), *difference)
     return table
 
 
-def _below_one_another(scores: TaskScores, compared: str, between: str) -> Table:
+def _below_one_another(scores: TaskScores, between: str) -> Table:
     """A block of lines per probe."""
     table = _table(scores)
     table.padding, table.pad_edge = (0, 0, 0, 1), False  # 80 columns are enough then
     table.add_column("score", justify="right", no_wrap=True)
     table.add_column("spread", justify="right", no_wrap=True)
-    if compared:
+    if scores.compared:
         table.add_column(f"minus{between}{FLOOR}", justify="right", no_wrap=True)
     for column in scores.columns:
-        table.add_row(f"[bold]{column.probe}[/bold]", column.size)
+        told = " ".join(filter(None, (column.size, _own_metric(scores, column))))
+        table.add_row(f"[bold]{column.probe}[/bold]", told)
         for line in scores.lines:
             row = line.cells.get(column.probe)
             cells = [_cell(scores, row, between), _spread(row)]
-            if compared == column.probe:
-                cells.append(_difference(line, scores.card.metric, between))
+            if scores.compared == column.probe:
+                cells.append(_difference(line, scores.metric, between))
             table.add_row(f"  {escape(line.model)}", *cells)
     return table
 
 
 def _table(scores: TaskScores) -> Table:
-    card = scores.card
-    unit = f", {card.unit}" if card.unit else ""
+    unit = f", {scores.unit}" if scores.unit else ""
     direction = "higher" if scores.higher_is_better else "lower"
     table = Table(
-        title=f"{card.name}: {metric_title(card.metric)}{unit} ({direction} is better), "
+        title=f"{scores.card.name}: {metric_title(scores.metric)}{unit} ({direction} is better), "
         f"n={scores.rows[0].result.n_test}",
         title_justify="left",
         title_style="bold",
@@ -146,6 +147,13 @@ def _table(scores: TaskScores) -> Table:
     )
     table.add_column("model", overflow="fold")
     return table
+
+
+def _own_metric(scores: TaskScores, column: Column) -> str:
+    """The metric of a column that is not that of the title, with its direction."""
+    if column.metric == scores.metric:
+        return ""
+    return f"{metric_title(column.metric)} {'↑' if higher_is_better(column.metric) else '↓'}"
 
 
 def _cell(scores: TaskScores, row: StoredRow | None, between: str) -> str:

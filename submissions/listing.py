@@ -7,7 +7,8 @@ from .. import tasks as registry
 from ..benchmark import probes as protocols
 from ..benchmark import splits
 from ..benchmark.errors import UnknownNameError
-from ..benchmark.types import EncoderCard, Kind, Modality, Probe, Unit
+from ..benchmark.studies import AnyProbe
+from ..benchmark.types import EncoderCard, Kind, Modality, Unit
 from ..tasks import suites
 from . import architectures as networks
 from . import baselines
@@ -45,7 +46,7 @@ def architectures() -> Mapping[str, str]:
     return {name: networks.constant(name, "SUMMARY") for name in networks.names()}
 
 
-def probes(kind: str | None) -> list[Probe]:
+def probes(kind: str | None) -> list[AnyProbe]:
     """Protocols, sorted by name."""
     _known("kind", kind, get_args(Kind))
     found = [protocols.get(name) for name in protocols.names()]

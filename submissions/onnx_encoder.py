@@ -40,7 +40,8 @@ class OnnxNetwork:
 
         Raises:
             IntakeError: the graph is refused, or onnxruntime cannot run it.
-            InstallationError: onnx or onnxruntime is not installed, or has no such device.
+            InstallationError: onnx or onnxruntime is not installed, has no such device, or cannot
+                use it.
         """
         require("onnx", "onnxruntime")
         self._graph = read(path, limits)
@@ -111,9 +112,17 @@ def _session(data: bytes, device: torch.device, threads: int | None) -> Any:
     # Waiting threads sleep: other jobs run on the same processors.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
-        return onnxruntime.InferenceSession(data, options, providers=providers)
+        session = onnxruntime.InferenceSession(data, options, providers=providers)
     except Exception as error:  # onnxruntime's errors share no base but this
         refuse("not-runnable", f"onnxruntime cannot run the graph: {shown(str(error), 300)}.")
+    # a provider that cannot start, for want of a library or a driver, is left out without an error
+    if device.type == "cuda" and session.get_providers()[:1] != ["CUDAExecutionProvider"]:
+        raise InstallationError(
+            f"onnxruntime cannot use '{device}' and would run on {session.get_providers()}. "
+            "Install the CUDA and cuDNN that this onnxruntime-gpu was built for, or use --device "
+            "cpu."
+        )
+    return session
 
 
 def _providers(device: torch.device, available: Sequence[str]) -> list[Any]:

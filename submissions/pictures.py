@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from ..benchmark.targets import FollowUp, Labels, Lesion, Pair
 from ..benchmark.types import Case, TaskCard, Triple, Unit, Volume
 
 MOST = 4
@@ -105,12 +106,22 @@ def _picture(card: TaskCard, case: Case) -> Picture:
 
 
 def _target(card: TaskCard, case: Case) -> str:
+    """What is asked of a case, in words."""
     target = case.target
-    if isinstance(target, Path):
+    if isinstance(target, Labels):
         return "a mask"
+    if isinstance(target, Pair):
+        return "a second image"
+    if isinstance(target, FollowUp):
+        return f"{target.years:.2f} years, {'event' if target.event else 'censored'}"
     if isinstance(target, tuple):
+        lesions = [t for t in target if isinstance(t, Lesion)]
+        if card.kind == "detection":
+            return f"{len(lesions)} lesion{'' if len(lesions) == 1 else 's'}"
         named = [name for name, there in zip(card.classes, target, strict=False) if there]
         return ", ".join(named) or "none"
+    if isinstance(target, Path):
+        return "a mask"
     if card.kind == "classification":
         return card.classes[int(target)]
     return f"{float(target):.4g} {card.unit}".rstrip()

@@ -19,8 +19,9 @@ from rich.table import Table
 from rich.text import Text
 
 from ..benchmark.budgets import budget_of
-from ..benchmark.types import Probe, Result, Task
-from ..leaderboard.printing import metric_title, with_interval
+from ..benchmark.studies import AnyProbe, metric_of
+from ..benchmark.types import Result, Task
+from ..leaderboard.printing import metric_title, unit_of, with_interval
 from ..leaderboard.sizes import size_in_words
 from .scores import main_of
 from .terminal import clean, err
@@ -51,11 +52,13 @@ class Tracker:
         self,
         encoders: Sequence[str],
         tasks: Sequence[Task],
-        probes: Sequence[Probe],
+        probes: Sequence[AnyProbe],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._clock = clock
-        self._metrics = {task.card.name: task.card.metric for task in tasks}
+        self._metrics = {
+            (task.card.name, p.name): metric_of(p, task.card) for task in tasks for p in probes
+        }
         self._units_of = {task.card.name: task.card.unit for task in tasks}
         self._budgets = {probe.name: budget_of(probe) for probe in probes}
         self._serving = {
@@ -201,13 +204,14 @@ class Tracker:
         self.step, self.step_done, self.step_total = what, done, total
 
     def _score(self, task: str, probe: str, results: Sequence[Result]) -> str:
-        metric = self._metrics[task]
+        metric = self._metrics[task, probe]
         row = main_of(results, metric)
         if row is None:
             return ""
         budget = self._budgets[probe]
         size = f" ({size_in_words(row.shots, budget)})" if budget else ""
-        value = with_interval(metric, row.score, row.low, row.high, self._units_of[task])
+        unit = unit_of(metric, self._units_of[task])
+        value = with_interval(metric, row.score, row.low, row.high, unit)
         return f"{metric_title(metric)} {value}{size}"
 
     def _show(self, what: str, score: str) -> None:
@@ -238,7 +242,7 @@ class Display(Tracker):
     """For a terminal. Drawn by a thread of its own, so each change is made under a lock."""
 
     def __init__(
-        self, encoders: Sequence[str], tasks: Sequence[Task], probes: Sequence[Probe]
+        self, encoders: Sequence[str], tasks: Sequence[Task], probes: Sequence[AnyProbe]
     ) -> None:
         self._lock = RLock()
         super().__init__(encoders, tasks, probes)
@@ -315,7 +319,7 @@ class Display(Tracker):
 
 @contextmanager
 def progress(
-    encoders: int | Sequence[str], tasks: Sequence[Task], probes: Sequence[Probe]
+    encoders: int | Sequence[str], tasks: Sequence[Task], probes: Sequence[AnyProbe]
 ) -> Iterator[Tracker]:
     """Report on a run: a display on a terminal, lines elsewhere.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from importlib.metadata import version
@@ -18,11 +18,15 @@ from ..benchmark.errors import StorageError
 from ..benchmark.learning_curves import LabelShare
 from ..benchmark.predictions import from_parquet
 from ..benchmark.splits import FOLDS, REPEATS, uses_cv
-from ..benchmark.types import Budget, Probe
+from ..benchmark.studies import AnyProbe, metric_of
+from ..benchmark.types import Budget
+from ..leaderboard import db as database
 from ..leaderboard import printing
 from ..leaderboard.charts import Point, dot_and_whisker
 from ..leaderboard.curves import MOST_CURVES, STYLES, Curve, learning_curves_svg, standalone
 from ..leaderboard.figures import MOST_POINTS, REFERENCES, with_floors
+from ..leaderboard.floors import without_parameters
+from ..leaderboard.ranking import higher_is_better
 from ..leaderboard.records import StoredRow
 from ..leaderboard.sizes import axis_title, share_interval, share_text, size_in_words
 from .pictures import Picture, pictures
@@ -42,8 +46,9 @@ _HERE = Path(__file__).parent
 class CurveReport:
     """One probe with a budget on one task."""
 
-    probe: Probe
+    probe: AnyProbe
     budget: Budget
+    metric: str
     sizes: Sequence[int | None]
     """Rising; None: the area, last."""
     cells: Mapping[str, Mapping[int | None, StoredRow]]
@@ -144,6 +149,7 @@ def _parts(work: Session, ran: Ran, found: RunScores) -> list[TaskPart]:
     by_task = {scores.card.name: scores for scores in found.tasks}
     budgets = {probe.name: (probe, b) for probe in ran.probes if (b := budget_of(probe))}
     shares = _label_shares(work, ran, found, budgets)
+    nothing = without_parameters(database.models(work.engine))
     parts = []
     for opened in ran.tasks:
         card = opened.task.card
@@ -153,7 +159,11 @@ def _parts(work: Session, ran: Ran, found: RunScores) -> list[TaskPart]:
             chart = _chart(scores, f"chart-{card.name}")
             curves = [
                 _curve(
-                    scores, *budgets[column.probe], *shares.get((card.name, column.probe), ("", {}))
+                    scores,
+                    *budgets[column.probe],
+                    column.metric,
+                    nothing,
+                    *shares.get((card.name, column.probe), ("", {})),
                 )
                 for column in scores.columns
                 if column.probe in budgets
@@ -166,7 +176,7 @@ def _parts(work: Session, ran: Ran, found: RunScores) -> list[TaskPart]:
 
 
 def _label_shares(
-    work: Session, ran: Ran, found: RunScores, budgets: Mapping[str, tuple[Probe, Budget]]
+    work: Session, ran: Ran, found: RunScores, budgets: Mapping[str, tuple[AnyProbe, Budget]]
 ) -> dict[tuple[str, str], tuple[str, dict[str, LabelShare]]]:
     """The reference and the shares of the other models, by task and probe.
 
@@ -183,11 +193,12 @@ def _label_shares(
             models = stored.setdefault((unit.task, unit.probe), {})
             models[unit.model_sha] = from_parquet(parquet)
     order = [found.floor, *ran.outcome.model_shas.values()]
-    metric = {opened.task.card.name: opened.task.card.metric for opened in ran.tasks}
+    cards = {opened.task.card.name: opened.task.card for opened in ran.tasks}
     shares = {}
     for (task, probe), models in stored.items():
         reference = next(sha for sha in order if sha in models)
-        shares[task, probe] = reference, compare.label_shares(reference, models, metric[task])
+        metric = metric_of(budgets[probe][0], cards[task])
+        shares[task, probe] = reference, compare.label_shares(reference, models, metric)
     return shares
 
 
@@ -203,18 +214,20 @@ def _chart(scores: TaskScores, id: str) -> Markup:
         return Markup()
     svg = dot_and_whisker(
         points[:MOST_POINTS],
-        title=f"{printing.metric_title(scores.card.metric)} on {scores.card.name}, {probe} probe",
-        metric=scores.card.metric,
-        unit=scores.card.unit,
-        reference=REFERENCES.get(scores.card.metric),
+        title=f"{printing.metric_title(scores.metric)} on {scores.card.name}, {probe} probe",
+        metric=scores.metric,
+        unit=scores.unit,
+        reference=REFERENCES.get(scores.metric),
     )
     return svg.replace("chart-title", f"{id}-title").replace("chart-desc", f"{id}-desc")
 
 
 def _curve(
     scores: TaskScores,
-    probe: Probe,
+    probe: AnyProbe,
     budget: Budget,
+    metric: str,
+    nothing: Collection[str],
     reference: str,
     shares: Mapping[str, LabelShare],
 ) -> CurveReport:
@@ -228,20 +241,19 @@ def _curve(
         for line in scores.lines
         if (points := list(_points(cells.get(line.model_sha, {}))))
     }
-    names = {sha: curve.label for sha, curve in drawable.items()}
-    curves = [drawable[sha] for sha in with_floors(list(drawable), names, MOST_CURVES)]
+    curves = [drawable[sha] for sha in with_floors(list(drawable), nothing, MOST_CURVES)]
     svg = Markup()
     if len({size for curve in curves for size, *_ in curve.points}) > 1:
         svg = learning_curves_svg(
             curves,
             title=f"{probe.name} on {scores.card.name}",
-            metric=scores.card.metric,
+            metric=metric,
             x_label=axis_title(budget),
             id=f"curves-{scores.card.name}-{probe.name}",
         )
     rising = sorted(sizes, key=lambda size: float("inf") if size is None else size)
     left_out = len(drawable) - len(curves)
-    return CurveReport(probe, budget, rising, cells, svg, left_out, shares, reference)
+    return CurveReport(probe, budget, metric, rising, cells, svg, left_out, shares, reference)
 
 
 def _points(
@@ -270,6 +282,7 @@ def _environment() -> Environment:
     )
     environment.filters.update(
         metric=printing.metric_title,
+        higher_is_better=higher_is_better,
         score=lambda r: printing.score_text(r.metric, r.score, r.low, r.high),
         interval=lambda r: printing.interval_text(r.metric, r.score, r.low, r.high),
         spread=lambda value: printing.NOTHING if value is None else printing.plain(value, 2),

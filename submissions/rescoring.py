@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Literal
 from ..benchmark import evaluate, predictions
 from ..benchmark.budgets import changes_of
 from ..benchmark.errors import StorageError
-from ..benchmark.types import Probe, TaskCard, redone_since
+from ..benchmark.studies import AnyProbe
+from ..benchmark.types import TaskCard, redone_since
 from ..leaderboard import db
 from ..leaderboard.records import Origin, Pending, StoredModel, Unit
 from ..leaderboard.versions import since
@@ -39,7 +40,7 @@ class Rescored:
 def rescore(
     engine: Engine,
     cards: Mapping[str, TaskCard],
-    probes: Mapping[str, Probe],
+    probes: Mapping[str, AnyProbe],
     dry_run: bool = False,
 ) -> Iterator[Rescored]:
     """Bring every unit of an older version up to today's, or queue it; current ones are passed.
@@ -87,7 +88,7 @@ class _Now:
     why: str
 
     @classmethod
-    def of(cls, unit: Unit, card: TaskCard | None, probe: Probe) -> _Now:
+    def of(cls, unit: Unit, card: TaskCard | None, probe: AnyProbe) -> _Now:
         task_version = unit.task_version if card is None else card.version
         changes = () if card is None else card.changes
         parts = [
@@ -167,7 +168,7 @@ def _carried_over(
     engine: Engine,
     unit: Unit,
     card: TaskCard | None,
-    probe: Probe,
+    probe: AnyProbe,
     now: _Now,
     model: StoredModel,
     origin: tuple[Origin, bool],

@@ -10,20 +10,30 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import lcm
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from ..benchmark import evaluate, predictions, splits
+from ..benchmark import evaluate, predictions, splits, studies
 from ..benchmark.cache import Extracted, FeatureCache
 from ..benchmark.errors import TomoprobeError, UnknownNameError
-from ..benchmark.features import DataIdentity, data_set_of, device_name, identify
+from ..benchmark.features import (
+    DataIdentity,
+    FrozenEncoder,
+    Progress,
+    data_set_of,
+    device_name,
+    identify,
+)
+from ..benchmark.studies import AnyProbe, Setting, Study
 from ..benchmark.types import Case, EncoderCard, Probe, Result, Task
 from ..leaderboard import db
 from ..leaderboard.records import Origin, StoredRow
 from ..tasks import open_cases
 
 if TYPE_CHECKING:
+    import pandas as pd
     from sqlalchemy import Connection, Engine
 
     from .load import LoadedEncoder
@@ -151,11 +161,12 @@ def run(
     engine: Engine,
     encoders: Mapping[str, Callable[[], LoadedEncoder]],
     tasks: Sequence[OpenTask],
-    probes: Sequence[Probe],
+    probes: Sequence[AnyProbe],
     cache: FeatureCache,
     device: str,
     reporter: Reporter,
     only: Mapping[str, Collection[str]] | None = None,
+    pictures: Path | None = None,
 ) -> Outcome:
     """Evaluate every encoder on every task with every probe that serves its kind.
 
@@ -168,6 +179,7 @@ def run(
         device: "cpu" or "cuda[:i]".
         reporter: told of every step.
         only: names of the tasks that are done here, by encoder: see ``parts``. None: all.
+        pictures: folder for what studies draw; None: nothing is drawn.
 
     Returns:
         What ran, and the units that could not be done. A fault of one never stops the others.
@@ -204,23 +216,31 @@ def run(
                         todo.append(probe)
             if not todo:
                 continue
-            try:
-                features = cache.get(
-                    encoder,
-                    data_set_of(card),
-                    opened.cases,
-                    opened.identity,
-                    card.field_of_view_mm,
-                    device,
-                    lambda done, total, n=name, t=card.name: reporter.extracting(n, t, done, total),
-                )
-            except TomoprobeError as error:
-                fail(name, card.name, "all", error)
-                continue
+            features: Extracted | None = None
+            if any(not isinstance(probe, Study) for probe in todo):
+                try:
+                    features = embedded(
+                        cache,
+                        encoder,
+                        opened,
+                        device,
+                        lambda done, total, n=name, t=card.name: reporter.extracting(
+                            n, t, done, total
+                        ),
+                    )
+                except TomoprobeError as error:
+                    fail(name, card.name, "all", error)
+                    continue
             for probe in todo:
                 reporter.probing(name, card.name, probe.name)
                 try:
-                    results = probe_and_store(engine, encoder, opened, probe, features, device)
+                    if isinstance(probe, Study):
+                        told = partial(reporter.extracting, name, card.name)
+                        answer = studied(cache, encoder, opened, probe, device, told, pictures)
+                    else:
+                        assert features is not None  # noqa: S101  embedded above
+                        answer = probed(opened, probe, features)
+                    results = store(engine, encoder, opened, probe, answer, device)
                 except TomoprobeError as error:
                     fail(name, card.name, probe.name, error)
                 else:
@@ -249,7 +269,7 @@ def parts(encoders: Sequence[str], tasks: Sequence[Task], shard: Shard) -> dict[
     }
 
 
-def is_done(engine: Engine, encoder: LoadedEncoder, opened: OpenTask, probe: Probe) -> bool:
+def is_done(engine: Engine, encoder: LoadedEncoder, opened: OpenTask, probe: AnyProbe) -> bool:
     """Whether this unit is stored, for exactly these images, targets and sides."""
     return db.is_done(
         engine,
@@ -263,38 +283,125 @@ def is_done(engine: Engine, encoder: LoadedEncoder, opened: OpenTask, probe: Pro
     )
 
 
-def probe_and_store(
+class Answered(NamedTuple):
+    """Per-case predictions and what they cost, features included."""
+
+    table: pd.DataFrame
+    seconds: float
+
+
+def embedded(
+    cache: FeatureCache,
+    encoder: FrozenEncoder,
+    opened: OpenTask,
+    device: str,
+    progress: Progress | None = None,
+) -> Extracted:
+    """The embeddings of a task's cases, from the cache or extracted now.
+
+    Raises:
+        EncoderError: the encoder misbehaves.
+        DataError: an image cannot be used.
+        StorageError: the cache cannot be written.
+    """
+    card = opened.task.card
+    return cache.get(
+        encoder,
+        data_set_of(card),
+        opened.cases,
+        opened.identity,
+        card.field_of_view_mm,
+        device,
+        progress,
+    )
+
+
+def probed(opened: OpenTask, probe: Probe, features: Extracted) -> Answered:
+    """Fit a probe on features, in the order of the task's cases.
+
+    Raises:
+        ProbeError: the probe cannot be fitted.
+    """
+    started = time.perf_counter()
+    table = evaluate.predict(opened.task.card, opened.cases, features.x, probe)
+    return Answered(table, features.seconds + time.perf_counter() - started)
+
+
+def studied(
+    cache: FeatureCache,
+    encoder: FrozenEncoder,
+    opened: OpenTask,
+    study: Study,
+    device: str,
+    progress: Progress | None = None,
+    pictures: Path | None = None,
+) -> Answered:
+    """Let a study run the encoder.
+
+    Args:
+        cache: of embeddings and maps.
+        encoder: on its device.
+        opened: the task.
+        study: one that serves its kind.
+        device: of the encoder.
+        progress: told of the study's steps.
+        pictures: folder; those of this run go into one of their own below it.
+
+    Raises:
+        TomoprobeError: see ``Study.run``.
+    """
+    card = opened.task.card
+    folder = None
+    if pictures is not None:
+        folder = pictures / f"{card.name}.{study.name}.{encoder.card.name}"
+        folder.mkdir(parents=True, exist_ok=True)
+    started = time.perf_counter()
+    table = study.run(
+        Setting(
+            card,
+            opened.cases,
+            encoder,
+            cache,
+            opened.identity,
+            device,
+            progress=progress,
+            pictures=folder,
+        )
+    )
+    return Answered(table, time.perf_counter() - started)
+
+
+def store(
     engine: Engine,
     encoder: EncoderFacts,
     opened: OpenTask,
-    probe: Probe,
-    features: Extracted,
+    probe: AnyProbe,
+    answer: Answered,
     device: str,
     *,
     origin: Origin = "local",
     unsafe: bool = False,
     also: Callable[[Connection], None] | None = None,
 ) -> Sequence[Result]:
-    """Do one unit whose features are there, and store it in one transaction.
+    """Score what a probe answered and store both, in one transaction.
 
     Args:
         engine: of a migrated database.
-        encoder: whose features they are; nothing is embedded.
+        encoder: whose features they are.
         opened: the task.
-        probe: one that serves its kind.
-        features: in the order of the task's cases.
-        device: on which they were extracted.
+        probe: that answered.
+        answer: its predictions.
+        device: on which the encoder ran.
         origin: see ``db.add``; likewise ``unsafe`` and ``also``.
         unsafe: the network ran without isolation.
         also: what else belongs into the transaction.
 
     Raises:
-        ProbeError: the probe cannot be fitted.
         StorageError: the database cannot be written.
     """
-    card = opened.task.card
-    started = time.perf_counter()
-    table = evaluate.predict(card, opened.cases, features.x, probe)
+    card, table = opened.task.card, answer.table
+    # a study may train on nobody, and then everybody is tested at once
+    trained = not isinstance(probe, Study) or len(set(table["fold"])) > 1
     provenance = predictions.Provenance(
         model=encoder.card.name,
         model_sha=encoder.model_sha,
@@ -302,11 +409,11 @@ def probe_and_store(
         task_version=card.version,
         probe=probe.name,
         probe_version=probe.version,
-        kind=card.kind,
+        kind=studies.answers_of(probe, card),
         width=encoder.card.width,
-        cv=splits.uses_cv(card),
+        cv=splits.uses_cv(card) and trained,
         subset=not opened.complete,
-        seconds=round(features.seconds + time.perf_counter() - started, 3),
+        seconds=round(answer.seconds, 3),
         device=device_name(device),
         software=predictions.software(),
         dataset_sha=opened.identity.dataset_sha,
@@ -341,7 +448,7 @@ def published_card(opened: OpenTask) -> dict:
 
 
 def rows_of(
-    engine: Engine, model_shas: Iterable[str], tasks: Sequence[OpenTask], probes: Sequence[Probe]
+    engine: Engine, model_shas: Iterable[str], tasks: Sequence[OpenTask], probes: Sequence[AnyProbe]
 ) -> list[StoredRow]:
     """The stored rows of these models on exactly these data, in the order of the models."""
     order = {sha: i for i, sha in enumerate(model_shas)}

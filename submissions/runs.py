@@ -19,7 +19,8 @@ from ..benchmark.errors import (
 )
 from ..benchmark.paths import cache_home
 from ..benchmark.predictions import from_parquet
-from ..benchmark.types import Probe, Result, Task
+from ..benchmark.studies import AnyProbe, metric_of
+from ..benchmark.types import Result, Task
 from ..leaderboard import db as database
 from ..leaderboard.records import StoredRow, Unit
 from . import runner
@@ -62,7 +63,7 @@ class Ran(NamedTuple):
 
     outcome: runner.Outcome
     tasks: list[runner.OpenTask]
-    probes: list[Probe]
+    probes: list[AnyProbe]
 
 
 def evaluate(
@@ -70,13 +71,16 @@ def evaluate(
     *,
     encoders: Mapping[str, LoadEncoder],
     tasks: Sequence[Task],
-    probes: Sequence[Probe],
+    probes: Sequence[AnyProbe],
     subset: bool,
     reporter: runner.Reporter,
     json_file: Path | None = None,
     shard: runner.Shard = runner.WHOLE,
+    pictures: Path | None = None,
 ) -> Ran:
     """Open the tasks, run all units (or the shard's), and write the rows as JSON Lines.
+
+    What protocols draw goes into the folder ``pictures``.
 
     Raises:
         DataError: the data of the one task cannot be used. Of several tasks those whose data
@@ -107,7 +111,7 @@ def evaluate(
             reporter.failed(missing[-1])
     loaders = {name: partial(load, work.device) for name, load in encoders.items()}
     outcome = runner.run(
-        work.engine, loaders, opened, probes, work.cache, work.device, reporter, only
+        work.engine, loaders, opened, probes, work.cache, work.device, reporter, only, pictures
     )
     outcome = replace(outcome, failures=(*missing, *outcome.failures))
     ran = Ran(outcome, opened, list(probes))
@@ -155,20 +159,26 @@ def predictions_of(work: Session, ran: Ran) -> Iterator[tuple[Unit, bytes]]:
 
 
 def differences(
-    work: Session, ran: Ran, probe: str, reference_sha: str
+    work: Session, ran: Ran, probes: Mapping[str, AnyProbe], reference_sha: str
 ) -> dict[str, dict[str, statistics.Difference]]:
-    """Paired differences to a model in each task's own metric, by task and model_sha.
+    """Paired differences to a model in the metric that ranks, by task and model_sha.
 
     p-values are adjusted by Holm across all that is returned: what is shown is one family.
+
+    Args:
+        work: where the predictions are.
+        ran: the run.
+        probes: by task, the one whose scores are compared; tasks that are not named are left out.
+        reference_sha: of the model.
     """
     stored: dict[str, dict[str, tuple]] = {}
     for unit, parquet in predictions_of(work, ran):
-        if unit.probe == probe:
+        if unit.task in probes and unit.probe == probes[unit.task].name:
             stored.setdefault(unit.task, {})[unit.model_sha] = from_parquet(parquet)
-    metric = {opened.task.card.name: opened.task.card.metric for opened in ran.tasks}
+    cards = {opened.task.card.name: opened.task.card for opened in ran.tasks}
     return compare.adjusted(
         {
-            task: compare.against(reference_sha, by_model, metric[task])
+            task: compare.against(reference_sha, by_model, metric_of(probes[task], cards[task]))
             for task, by_model in stored.items()
             if reference_sha in by_model
         }

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from ..benchmark import metrics, statistics
 from ..benchmark.budgets import budget_of
 from ..benchmark.evaluate import SKIPPED
 from ..benchmark.learning_curves import LabelShare
+from ..benchmark.probes import STANDARD
 from ..benchmark.splits import uses_cv
-from ..benchmark.types import Budget, Probe, Result, TaskCard
+from ..benchmark.studies import AnyProbe, metric_of
+from ..benchmark.types import Budget, Result, TaskCard
+from ..leaderboard.printing import unit_of
 from ..leaderboard.records import StoredRow
 from ..leaderboard.sizes import size_in_words
 
@@ -23,9 +26,6 @@ if TYPE_CHECKING:
 FLOOR = "intensity"
 """The model that differences are taken against where it took part."""
 
-PRIMARY = "linear"
-"""The probe by which a table is sorted, and whose differences it shows, where it took part."""
-
 
 @dataclass(frozen=True)
 class Column:
@@ -34,6 +34,8 @@ class Column:
     probe: str
     size: str
     """Which of the probe's numbers is shown; empty where there is one."""
+    metric: str
+    """That ranks the probe on this task."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ class Line:
 
 @dataclass(frozen=True)
 class TaskScores:
-    """What a run found on one task, in the task's own metric."""
+    """What a run found on one task, each probe in the metric that ranks it."""
 
     opened: OpenTask
     rows: Sequence[StoredRow]
@@ -60,6 +62,8 @@ class TaskScores:
     """Best first, by the first column."""
     flags: Mapping[str, int]
     """Number of the footnote of every flag; those of the main numbers come first."""
+    compared: str = ""
+    """The probe whose differences to the floor are shown, the first; empty: none are."""
 
     @property
     def card(self) -> TaskCard:
@@ -68,8 +72,18 @@ class TaskScores:
 
     @property
     def higher_is_better(self) -> bool:
-        """Direction of the task's metric."""
-        return metrics.get(self.card.metric).higher_is_better
+        """Direction of the metric of the first column."""
+        return metrics.get(self.metric).higher_is_better
+
+    @property
+    def metric(self) -> str:
+        """Of the first column, by which the table is sorted."""
+        return self.columns[0].metric
+
+    @property
+    def unit(self) -> str:
+        """Of that metric; empty: it has none."""
+        return unit_of(self.metric, self.card.unit)
 
     @property
     def footnotes(self) -> list[tuple[int, str]]:
@@ -121,12 +135,15 @@ class RunScores:
     """Also those that were stored before it."""
     tasks: Sequence[TaskScores]
     """Those with a score, in the order of the run."""
-    compared: str = ""
-    """The probe whose differences to the floor are shown; empty: none are."""
     floor: str = ""
     """The floor's model_sha; empty: it took no part."""
     estimands: Sequence[str] = field(default=())
     """What the intervals are about."""
+
+    @property
+    def compared(self) -> str:
+        """The probes whose differences to the floor are shown; empty: none are."""
+        return ", ".join(dict.fromkeys(s.compared for s in self.tasks if s.compared))
 
 
 def gather(work: Session, ran: Ran) -> RunScores:
@@ -134,22 +151,49 @@ def gather(work: Session, ran: Ran) -> RunScores:
     from .runs import differences, rows_of
 
     rows = rows_of(work, ran)
-    present = {row.result.probe for row in rows}
-    probes = sorted((p for p in ran.probes if p.name in present), key=_place)
+    main = {
+        opened.task.card.name: _of_task(opened.task.card, rows, ran.probes) for opened in ran.tasks
+    }
     floor = ran.outcome.model_shas.get(FLOOR, "")
-    compared = next((p.name for p in probes[:1] if _one_number(budget_of(p))), "")
+    compared = {
+        task: next(iter(by_probe.values())).probe
+        for task, by_probe in main.items()
+        if by_probe and _one_number(budget_of(next(iter(by_probe.values())).probe))
+    }
     gaps = differences(work, ran, compared, floor) if floor and compared else {}
     found = []
     for opened in ran.tasks:
-        card = opened.task.card
-        mine = [r for r in rows if r.result.task == card.name and r.result.metric == card.metric]
-        if mine:
-            found.append(_task(opened, mine, probes, gaps.get(card.name, {})))
+        name = opened.task.card.name
+        if main[name]:
+            shown = compared[name].name if gaps.get(name) else ""
+            found.append(_task(opened, main[name], gaps.get(name, {}), shown))
     estimands = dict.fromkeys(
-        statistics.ESTIMANDS[key] for scores in found for key in _estimands(scores, probes)
+        statistics.ESTIMANDS[key] for scores in found for key in _estimands(scores, ran.probes)
     )
-    shown = compared if any(gaps.values()) else ""
-    return RunScores(rows, found, shown, floor, tuple(estimands))
+    return RunScores(rows, found, floor, tuple(estimands))
+
+
+class _Asked(NamedTuple):
+    """One probe on one task."""
+
+    probe: AnyProbe
+    metric: str
+    rows: Sequence[StoredRow]
+    """In that metric."""
+
+
+def _of_task(
+    card: TaskCard, rows: Sequence[StoredRow], probes: Sequence[AnyProbe]
+) -> dict[str, _Asked]:
+    """The probes with rows on a task by name, the standard one of its kind first."""
+    found = {}
+    for probe in sorted(probes, key=lambda p: (p.name != STANDARD[card.kind], *_place(p))):
+        metric = metric_of(probe, card)
+        asked = (card.name, probe.name, metric)
+        mine = [r for r in rows if (r.result.task, r.result.probe, r.result.metric) == asked]
+        if mine:
+            found[probe.name] = _Asked(probe, metric, mine)
+    return found
 
 
 def main_of(results: Iterable[Result], metric: str) -> Result | None:
@@ -165,8 +209,8 @@ def _weight(result: Result) -> tuple[bool, float]:
     return result.score is not None, float("inf") if result.shots is None else result.shots
 
 
-def _place(probe: Probe) -> tuple[bool, bool, str]:
-    return probe.name != PRIMARY, budget_of(probe) is not None, probe.name
+def _place(probe: AnyProbe) -> tuple[bool, str]:
+    return budget_of(probe) is not None, probe.name
 
 
 def _one_number(budget: Budget | None) -> bool:
@@ -176,12 +220,12 @@ def _one_number(budget: Budget | None) -> bool:
 
 def _task(
     opened: OpenTask,
-    rows: Sequence[StoredRow],
-    probes: Sequence[Probe],
+    asked: Mapping[str, _Asked],
     gaps: Mapping[str, statistics.Difference],
+    compared: str,
 ) -> TaskScores:
-    card = opened.task.card
     units: dict[str, dict[str, list[StoredRow]]] = {}
+    rows = [row for one in asked.values() for row in one.rows]
     for row in rows:
         r = row.result
         units.setdefault(r.model_sha, {}).setdefault(r.probe, []).append(row)
@@ -194,11 +238,11 @@ def _task(
         )
         for sha, by_probe in units.items()
     ]
-    served = [p for p in probes if any(p.name in line.cells for line in lines)]
-    sign = -1 if metrics.get(card.metric).higher_is_better else 1
+    first = next(iter(asked.values()))
+    sign = -1 if metrics.get(first.metric).higher_is_better else 1
 
     def rank(line: Line) -> float:
-        row = line.cells.get(served[0].name)
+        row = line.cells.get(first.probe.name)
         undefined = row is None or row.result.score is None
         return float("inf") if undefined else sign * row.result.score  # type: ignore[operator]
 
@@ -208,9 +252,10 @@ def _task(
     return TaskScores(
         opened,
         rows,
-        [Column(probe.name, _size(probe, lines)) for probe in served],
+        [Column(name, _size(one.probe, lines), one.metric) for name, one in asked.items()],
         sorted(lines, key=rank),
         _numbered(flags),
+        compared,
     )
 
 
@@ -218,7 +263,7 @@ def _numbered(flags: Iterable[str]) -> dict[str, int]:
     return {flag: number for number, flag in enumerate(dict.fromkeys(flags), start=1)}
 
 
-def _size(probe: Probe, lines: Sequence[Line]) -> str:
+def _size(probe: AnyProbe, lines: Sequence[Line]) -> str:
     """Which size a column shows: one plan of supports is shared by all models."""
     budget = budget_of(probe)
     if budget is None:
@@ -227,7 +272,7 @@ def _size(probe: Probe, lines: Sequence[Line]) -> str:
     return " or ".join(size_in_words(k, budget) for k in sorted(shots, key=lambda k: k or 0))
 
 
-def _estimands(scores: TaskScores, probes: Sequence[Probe]) -> Iterable[str]:
+def _estimands(scores: TaskScores, probes: Sequence[AnyProbe]) -> Iterable[str]:
     shown = {column.probe for column in scores.columns}
     budgets = [budget_of(probe) for probe in probes if probe.name in shown]
     if uses_cv(scores.card):

@@ -24,6 +24,7 @@ from pydantic import ValidationError
 from ..benchmark import evaluate, predictions, probes, splits
 from ..benchmark.budgets import budget_of
 from ..benchmark.errors import IntakeError, StorageError, UnknownNameError
+from ..benchmark.studies import Study
 from ..benchmark.types import Features, Predictions, Probe, TaskCard
 from ..leaderboard import db, queue
 from ..leaderboard.intake_records import Job, Submission
@@ -74,7 +75,7 @@ def check(bench: Bench, job: Job, submission: Submission, log: JobLog) -> None:
     if upload is None:
         raise StorageError(f"Submission {submission.id} has no predictions.")
     card = _card(submission.manifest)
-    most = len(submission.tasks) * len(submission.probes or probes.names())
+    most = len(submission.tasks) * len(submission.probes or probes.default())
     sent = [read(raw) for raw in _files(upload, most)]
     log(f"{len(sent)} tables of predictions")
     shas = {str(table.about.get("model_sha")) for table in sent}
@@ -332,6 +333,12 @@ def scored(
         )
     if not (0 < width <= MAX_WIDTH and math.isfinite(seconds) and seconds >= 0):
         raise _refused("predictions-unreadable", "Its width or seconds make no sense.", _RUN_AGAIN)
+    if isinstance(probe, Study):
+        raise _refused(
+            "predictions-protocol",
+            f"'{probe.name}' runs the network itself: what it finds cannot be sent.",
+            "Submit the weights.",
+        )
     table = checked_table(sent.rows, columns, ours, opened, probe)
     provenance = predictions.Provenance(
         model=card.name,
@@ -343,7 +350,7 @@ def scored(
         kind=ours.kind,
         width=width,
         cv=splits.uses_cv(ours),
-        subset=False,
+        subset=not opened.complete,
         seconds=seconds,
         device=clean(str(about.get("device", "")))[:80],
         software=clean(str(about.get("software", "")))[:300],

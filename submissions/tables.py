@@ -14,7 +14,9 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from ..benchmark.types import EncoderCard, Probe
+from ..benchmark.probes import STANDARD
+from ..benchmark.studies import AnyProbe, on_request
+from ..benchmark.types import EncoderCard
 from . import baselines
 from .terminal import out
 
@@ -89,10 +91,18 @@ def print_encoders(
     )
 
 
-def print_probes(probes: Sequence[Probe], as_json: bool) -> None:
+def print_probes(probes: Sequence[AnyProbe], as_json: bool) -> None:
     """The protocols."""
     rows = [
-        {"name": p.name, "version": p.version, "kinds": list(p.kinds), "title": p.title}
+        {
+            "name": p.name,
+            "version": p.version,
+            "kinds": list(p.kinds),
+            "standard_for": [kind for kind in p.kinds if STANDARD[kind] == p.name],
+            "metric": getattr(p, "metric", "") or None,
+            "on_request": on_request(p),
+            "title": p.title,
+        }
         for p in probes
     ]
     if as_json:
@@ -100,24 +110,35 @@ def print_probes(probes: Sequence[Probe], as_json: bool) -> None:
         return
     _print(
         f"{len(rows)} probes",
-        ("name", "version", "serves", "what"),
-        [(r["name"], r["version"], ", ".join(r["kinds"]), r["title"]) for r in rows],
+        ("name", "version", "serves", "ranks by", "runs", "what"),
+        [
+            (
+                r["name"],
+                r["version"],
+                ", ".join(r["kinds"]),
+                r["metric"] or "the task's metric",
+                "on request" if r["on_request"] else "always",
+                r["title"],
+            )
+            for r in rows
+        ],
     )
 
 
 def print_cache(folder: Path, entries: Sequence[CacheEntry], as_json: bool) -> None:
-    """The cached features."""
+    """The cached embeddings and maps."""
     if as_json:
         print_json([{**vars(e), "path": str(e.path)} for e in entries])
         return
     total = sum(e.bytes for e in entries) / 1e6
     _print(
         f"{len(entries)} files, {total:.1f} MB in {folder}",
-        ("data set", "model", "n", "width", "MB", "written"),
+        ("data set", "model", "what", "n", "width", "MB", "written"),
         [
             (
                 e.data_set,
                 e.model,
+                e.what,
                 e.n,
                 e.width,
                 f"{e.bytes / 1e6:.2f}",

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 from ..benchmark import probes as protocols
 from ..benchmark.cache import Extracted, FeatureCache
 from ..benchmark.errors import IntakeError, StorageError
-from ..benchmark.features import data_set_of
+from ..benchmark.features import Progress, data_set_of
 from ..benchmark.paths import cache_home
-from ..benchmark.types import EncoderCard, Probe, Task
+from ..benchmark.studies import AnyProbe, Study
+from ..benchmark.types import EncoderCard, Task
 from ..leaderboard import queue, uploads
 from ..leaderboard.intake_records import Job, Planned, Submission
 from ..tasks import get as get_task
@@ -45,26 +46,29 @@ class Bench:
     device: str = "cpu"
     unsafe_local: bool = False
     """Whether networks may run where nothing closes them off."""
+    subset: bool = False
+    """Whether an incomplete copy of a data set will do; its rows are marked."""
     limits: isolation.Limits = field(default_factory=isolation.Limits)
     task: Callable[[str], Task] = get_task
-    probe: Callable[[str], Probe] = protocols.get
+    probe: Callable[[str], AnyProbe] = protocols.get
     _opened: dict[str, tuple[float, runner.OpenTask]] = field(default_factory=dict, repr=False)
 
     def open(self, name: str, log: JobLog) -> runner.OpenTask:
         """A task with its cases found and hashed, perhaps some time ago.
 
         Raises:
-            DataError: its data are not all here.
+            DataError: its data are not here, or not all and ``subset`` is not given.
             UnknownNameError: there is no such task.
         """
         now = time.monotonic()
         since, opened = self._opened.get(name, (0.0, None))
         if opened is None or now - since > OPENED_S:
-            opened = runner.open_task(self.task(name), self.data_root, subset=False)
+            opened = runner.open_task(self.task(name), self.data_root, self.subset)
             self._opened[name] = (now, opened)
             while len(self._opened) > MOST_OPENED:
                 del self._opened[min(self._opened, key=lambda other: self._opened[other][0])]
-        log(f"task {name}: {len(opened.cases)} cases")
+        incomplete = "" if opened.complete else ", an incomplete copy"
+        log(f"task {name}: {len(opened.cases)} cases{incomplete}")
         return opened
 
     def upload_of(self, submission: Submission) -> Path | None:
@@ -117,7 +121,7 @@ def check(bench: Bench, job: Job, submission: Submission, log: JobLog) -> None:
 
 
 def plan(
-    submission: Submission, task: Callable[[str], Task], probe: Callable[[str], Probe]
+    submission: Submission, task: Callable[[str], Task], probe: Callable[[str], AnyProbe]
 ) -> list[Planned]:
     """One extraction per data set, and every probe on every task whose kind it serves.
 
@@ -125,7 +129,7 @@ def plan(
         IntakeError: no probe serves any of the tasks.
     """
     tasks = [task(name) for name in submission.tasks]
-    probes = [probe(name) for name in submission.probes or protocols.names()]
+    probes = [probe(name) for name in submission.probes or protocols.default()]
     by_data_set: dict[str, list[tuple[str, str]]] = {}
     for each in tasks:
         for one in probes:
@@ -154,9 +158,12 @@ def extract(bench: Bench, job: Job, submission: Submission, log: JobLog) -> None
         DataError: the data are not here.
         LostLease: the job is not ours any more.
     """
+    asked = [bench.probe(name) for name in submission.probes or protocols.default()]
     with lazy_encoder(bench, submission, log) as encoder:
         for name in submission.tasks:
-            if data_set_of(bench.task(name).card) == job.data_set:
+            card = bench.task(name).card
+            embeds = any(card.kind in p.kinds and not isinstance(p, Study) for p in asked)
+            if data_set_of(card) == job.data_set and embeds:
                 features_of(bench, encoder, bench.open(name, log), log)
     queue.finished(bench.engine, job, log=log.text())
 
@@ -165,25 +172,22 @@ def features_of(
     bench: Bench, encoder: LazyEncoder, opened: runner.OpenTask, log: JobLog
 ) -> Extracted:
     """From the cache; extracted now where they are not, or no more, in it."""
-    card = opened.task.card
+    progress = _tenths(log, opened.task.card.name)
+    return runner.embedded(bench.cache, encoder, opened, bench.device, progress)
+
+
+def _tenths(log: JobLog, task: str) -> Progress:
+    """Ten lines per task, whatever its size."""
     told = -1
 
     def progress(done: int, total: int) -> None:
         nonlocal told
         tenth = 10 * done // max(1, total)
-        if tenth > told:  # ten lines per task, whatever its size
+        if tenth > told:
             told = tenth
-            log(f"features for {card.name}: {done} of {total} cases")
+            log(f"features for {task}: {done} of {total} cases")
 
-    return bench.cache.get(
-        encoder,
-        data_set_of(card),
-        opened.cases,
-        opened.identity,
-        card.field_of_view_mm,
-        bench.device,
-        progress,
-    )
+    return progress
 
 
 # --- probe -------------------------------------------------------------------------------------
@@ -198,14 +202,21 @@ def probe(bench: Bench, job: Job, submission: Submission, log: JobLog) -> None:
     """
     opened, protocol = bench.open(job.task, log), bench.probe(job.probe)
     with lazy_encoder(bench, submission, log) as encoder:
-        features = features_of(bench, encoder, opened, log)
-        log(f"probe {protocol.name} on {job.task}")
-        runner.probe_and_store(
+        if isinstance(protocol, Study):
+            log(f"{protocol.name} on {job.task}")
+            answer = runner.studied(
+                bench.cache, encoder, opened, protocol, bench.device, _tenths(log, job.task)
+            )
+        else:
+            features = features_of(bench, encoder, opened, log)
+            log(f"probe {protocol.name} on {job.task}")
+            answer = runner.probed(opened, protocol, features)
+        runner.store(
             bench.engine,
             encoder,
             opened,
             protocol,
-            features,
+            answer,
             bench.device,
             origin="verified",
             unsafe=encoder.unsafe,

@@ -10,6 +10,7 @@ from ..benchmark import evaluate as spine
 from ..benchmark import probes as protocols
 from ..benchmark.budgets import budget_of, changes_of
 from ..benchmark.predictions import from_parquet
+from ..benchmark.studies import AnyProbe, on_request
 from ..benchmark.types import Result
 from ..leaderboard import db as database
 from ..leaderboard.settings import Current, Settings
@@ -117,5 +118,19 @@ def site_settings() -> Settings:
     return Settings(
         suites=suites.SUITES,
         tasks={card.name: Current(card.version, card.changes) for card in cards},
-        probes={p.name: Current(p.version, changes_of(p), budget_of(p)) for p in known},
+        probes={probe.name: _current(probe) for probe in known},
+    )
+
+
+def _current(probe: AnyProbe) -> Current:
+    return Current(
+        probe.version,
+        changes_of(probe),
+        budget_of(probe),
+        metric=getattr(probe, "metric", ""),
+        kinds=probe.kinds,
+        standard=tuple(k for k in probe.kinds if protocols.STANDARD[k] == probe.name),
+        on_request=on_request(probe),
+        title=probe.title,
+        cost=getattr(probe, "cost", ""),
     )

@@ -59,6 +59,13 @@ def worker(
             help="Run networks even where they cannot be closed off. Marks every row.",
         ),
     ] = False,
+    subset: Annotated[
+        bool,
+        typer.Option(
+            "--subset",
+            help="Accept incomplete copies; rows are marked and never ranked beside complete ones.",
+        ),
+    ] = False,
     slot: Annotated[
         str | None, typer.Option(hidden=True, help="Be the worker of this slot.")
     ] = None,
@@ -76,13 +83,13 @@ def worker(
     url = session.existing_database(db)
     if slot is not None:
         _stop_with_the_one_above()
-        _work(url, slot, gpus, once, poll, data_root, unsafe_local)
+        _work(url, slot, gpus, once, poll, data_root, unsafe_local, subset)
         return
     _check_isolation(unsafe_local)
     chosen = _slots(gpus, (0 if gpus else 1) if slots is None else slots)
     command = [sys.executable, "-m", "tomoprobe.submissions", "worker", "--gpus", str(gpus)]
     command += ["--poll", str(poll), *(["--once"] if once else [])]
-    command += ["--unsafe-local"] if unsafe_local else []
+    command += [*(["--unsafe-local"] if unsafe_local else []), *(["--subset"] if subset else [])]
     given = {} if data_root is None else {"TOMOPROBE_DATA": str(data_root.absolute())}
     # not as an argument, which other users of the machine see: it may hold a password
     raise typer.Exit(
@@ -145,6 +152,7 @@ def _work(
     poll: float,
     data_root: Path | None,
     unsafe_local: bool,
+    subset: bool,
 ) -> None:
     """Be the worker of a slot."""
     from ..leaderboard import db as database
@@ -154,7 +162,7 @@ def _work(
     engine = database.connect(url)
     try:
         database.migrate(engine)
-        bench = _bench(engine, data_root, "cuda:0" if on_gpu else "cpu", unsafe_local)
+        bench = _bench(engine, data_root, "cuda:0" if on_gpu else "cpu", unsafe_local, subset)
         # features differ between kinds of devices, so beside GPUs they come from those alone
         kinds = ("check",) if gpus and not on_gpu else jobs.ALL_KINDS
         jobs.work(bench, jobs.Terms(kinds=kinds, poll_s=poll), once=once)
@@ -162,7 +170,9 @@ def _work(
         engine.dispose()
 
 
-def _bench(engine: "Engine", data_root: Path | None, device: str, unsafe_local: bool) -> "Bench":
+def _bench(
+    engine: "Engine", data_root: Path | None, device: str, unsafe_local: bool, subset: bool
+) -> "Bench":
     from ..benchmark.cache import FeatureCache
     from . import session, units
     from .configuration import Configuration
@@ -175,6 +185,7 @@ def _bench(engine: "Engine", data_root: Path | None, device: str, unsafe_local: 
         data_root=data_root,
         device=session.resolve_device(device),
         unsafe_local=unsafe_local,
+        subset=subset,
     )
 
 

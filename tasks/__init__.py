@@ -18,7 +18,7 @@ from hashlib import sha256
 from importlib import import_module
 from numbers import Integral, Real
 from pathlib import Path
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
 
 from ..benchmark import paths
 from ..benchmark.errors import (
@@ -29,7 +29,11 @@ from ..benchmark.errors import (
     UnknownNameError,
 )
 from ..benchmark.splits import assign
+from ..benchmark.targets import FollowUp, Labels, Lesion, Pair
 from ..benchmark.types import Case, Kind, Modality, Seat, Split, Target, Task
+
+if TYPE_CHECKING:
+    import numpy as np
 
 __all__ = ["check", "get", "load_file", "names", "open_cases"]
 
@@ -124,17 +128,24 @@ def check(task: object, stem: str | None = None) -> Task:
     if card.kind == "classification" and len(card.classes) < 2:
         faults.append("'classes' names fewer than two classes")
     if card.kind in get_args(Kind):
-        known_metrics = [metric.name for metric in metrics.for_kind(card.kind)] or ["dice"]
+        known_metrics = [metric.name for metric in metrics.for_kind(card.kind)]
         if card.metric not in known_metrics:
             faults.append(
                 f"'metric' is '{card.metric}', expected one of {', '.join(known_metrics)}"
             )
+    if card.kind in _DENSE and not card.lattice_mm:
+        faults.append(f"'lattice_mm' is empty, which a {card.kind} needs")
+    if card.kind == "segmentation" and not (card.tolerance_mm and len(card.classes) > 1):
+        faults.append("a segmentation needs 'classes', background first, and 'tolerance_mm'")
     if not (isinstance(card.version, int) and card.version >= 1):
         faults.append(f"'version' is {card.version!r}, expected 1 or more")
     if faults:
         raise TaskFileError(f"Task '{card.name or stem}': {'; '.join(faults)}. Correct its card.")
     return task
 
+
+_DENSE = ("segmentation", "registration", "detection")
+"""Kinds whose protocols need maps on one lattice."""
 
 _REQUIRED = (
     "name",
@@ -270,13 +281,49 @@ def _target(task: Task, case: Case) -> Target:
         expected = "a finite number"
         if isinstance(target, Real) and math.isfinite(target):
             return float(target)
-    else:
-        expected = "the file of a mask"
+    elif card.kind == "segmentation":
+        expected = "the file of a mask, or Labels"
         if isinstance(target, Path):
+            return _labels(target, len(card.classes))
+        if isinstance(target, Labels):
+            return target
+    elif card.kind == "registration":
+        expected = "a Pair with at least one truth"
+        if isinstance(target, Pair) and any(
+            (target.fixed and target.moving, target.displacement, target.landmarks)
+        ):
+            return target
+    elif card.kind == "detection":
+        expected = "a tuple of Lesion, with finite centers and diameters above 0"
+        if isinstance(target, tuple) and all(map(_is_lesion, target)):
+            return target
+    else:
+        expected = "a FollowUp of more than 0 finite years"
+        if isinstance(target, FollowUp) and math.isfinite(target.years) and target.years > 0:
             return target
     raise TaskFileError(
         f"Case '{case.id}' of '{card.name}' has the target {target!r}. Expected {expected}: "
         "correct the task's cases()."
+    )
+
+
+def _labels(path: Path, n_classes: int) -> Labels:
+    """The label map in a file."""
+
+    def load() -> tuple[np.ndarray, np.ndarray]:
+        from ..benchmark.volumes import read_mask
+
+        return read_mask(path, range(1, n_classes))
+
+    return Labels(load, lambda: sha256(path.read_bytes()).hexdigest())
+
+
+def _is_lesion(value: object) -> bool:
+    return (
+        isinstance(value, Lesion)
+        and all(map(math.isfinite, value.center))
+        and math.isfinite(value.diameter_mm)
+        and value.diameter_mm > 0
     )
 
 

@@ -20,6 +20,10 @@ SOURCE = "http://medicaldecathlon.com"
 LICENSE = "CC BY-SA 4.0"
 
 
+FORWARD_VOXELS = 2**28
+"""What an encoder may be shown of one scan of the CT and large MR sets, ours: 512x512x400 voxels
+with overlapping tiles, twice."""
+
 PATIENTS_UNKNOWN = (
     "Patient ids are not published: each image counts as a patient. The labels of the publisher's "
     "test set are not public, so the public training cases are split by hashing."
@@ -42,6 +46,8 @@ def segmentation(
     modality: Modality,
     anatomy: str,
     classes: tuple[str, ...],
+    lattice_mm: float,
+    tolerance_mm: float,
     cases: int,
     md5: str,
     note: str,
@@ -57,6 +63,10 @@ def segmentation(
         modality: of the set; CT is in HU.
         anatomy: of the card.
         classes: names of the labels 0, 1, ... (``labels`` of the publisher's dataset.json).
+        lattice_mm: spacing, isotropic, at which dense protocols compare encoders: fine enough for
+            the smallest structure, coarse enough for 2 to 3 million points per scan.
+        tolerance_mm: of the normalised surface distance, as in the challenge (Antonelli et al.
+            2022, Methods, "Metrics").
         cases: ``numTraining`` of dataset.json.
         md5: of the archive, as MONAI lists them (monai/apps/datasets.py).
         note: what there is to say besides ``PATIENTS_UNKNOWN``.
@@ -76,6 +86,9 @@ def segmentation(
         citation=CITATION,
         counts={"cases": cases, "patients": cases},
         classes=classes,
+        lattice_mm=(lattice_mm, lattice_mm, lattice_mm),
+        tolerance_mm=tolerance_mm,
+        forward_voxels=FORWARD_VOXELS,
         data_set=name,
         files=(archive(folder, md5),),
         note=f"{note} {PATIENTS_UNKNOWN}",

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -25,6 +26,11 @@ PATIENTS = tuple(f"STS_{number:03d}" for number in range(1, 52))
 FIELD_OF_VIEW_MM: Mapping[str, Triple] = {"ct": (130.0, 130.0, 150.0), "mr": (72.0, 52.0, 80.0)}
 """The crops follow the tumour, so their size is information. These boxes lie inside the smallest
 crop of the 20 patients at hand (CT 133x131x154 mm, MR 72x53x82 mm): what is shown has one size."""
+
+UNITS: Mapping[str, Unit] = {"ct": "HU", "mr": "scanner"}
+
+FORWARD_VOXELS = 2**28
+"""Ours: sixteen times the largest crop of the 20 patients at 1 mm."""
 
 SEXES = ("male", "female")
 
@@ -49,14 +55,71 @@ def task(
         classes: names of the classes.
         unit: of a regression target.
     """
-    card = TaskCard(
+    metric = "auroc" if kind == "classification" else "mae"
+    note = "The images are centered on the tumour and show the limb around it, not the whole body."
+    card = replace(_card(scan, what, title, kind, metric, note, classes), unit=unit)
+
+    def cases(root: Path) -> Sequence[Case]:
+        return [
+            nifti_case(row["id"], image, target(row), UNITS[scan], region=_gtv(image))
+            for row, image in _images(root, scan)
+        ]
+
+    return Task(card, cases, _roster)
+
+
+def tumour(scan: Literal["ct", "mr"], title: str, note: str, boxed: bool) -> Task:
+    """The segmentation of the tumour on one of the two scans.
+
+    It was drawn on T2-weighted MR and copied to the other scans by rigid registration (Vallieres
+    et al. 2015, section 2).
+
+    Args:
+        scan: which.
+        title: of the card.
+        note: what the crop gives away.
+        boxed: show ``FIELD_OF_VIEW_MM`` only, not whole crops.
+    """
+    note = f"Drawn on T2-weighted MR and copied to this scan by rigid registration. {note}"
+    classes = ("background", "tumour")
+    card = _card(scan, "tumour", title, "segmentation", "dice", note, classes)
+    card = replace(
+        card,
+        field_of_view_mm=card.field_of_view_mm if boxed else None,
+        lattice_mm=(4.0, 4.0, 4.0),
+        tolerance_mm=4.0,  # ours: two voxels in plane, one slice of 3.27 mm
+        forward_voxels=FORWARD_VOXELS,
+        files=((f"{card.files[0][0]}, {scan}_gtv.nii.gz", *card.files[0][1:]),),
+    )
+
+    def cases(root: Path) -> Sequence[Case]:
+        return [
+            nifti_case(row["id"], image, _gtv(image), UNITS[scan])  # the mask is the answer
+            for row, image in _images(root, scan)
+            if _gtv(image).exists()
+        ]
+
+    return Task(card, cases, _roster)
+
+
+def _card(
+    scan: Literal["ct", "mr"],
+    what: str,
+    title: str,
+    kind: Kind,
+    metric: str,
+    note: str,
+    classes: tuple[str, ...],
+) -> TaskCard:
+    """What all tasks on a scan have in common, and what is their own."""
+    return TaskCard(
         name=f"sarcoma_{scan}_{what}",
         version=1,
         title=title,
         kind=kind,
         modality="CT" if scan == "ct" else "MR",
         anatomy="extremity soft tissue",
-        metric="auroc" if kind == "classification" else "mae",
+        metric=metric,
         license="CC BY 3.0",
         source="https://www.cancerimagingarchive.net/collection/soft-tissue-sarcoma/",
         citation="Vallieres M et al. A radiomics model from joint FDG-PET and MRI texture features "
@@ -64,7 +127,6 @@ def task(
         "Physics in Medicine and Biology 60:5471 (2015).",
         counts={"cases": len(PATIENTS), "patients": len(PATIENTS)},
         classes=classes,
-        unit=unit,
         field_of_view_mm=FIELD_OF_VIEW_MM[scan],
         data_set=f"sarcoma_{scan}",
         files=(
@@ -74,25 +136,25 @@ def task(
                 "",
             ),
         ),
-        note="51 patients: intervals are wide. The images are centered on the tumour and show the "
-        "limb around it, not the whole body.",
+        note=f"51 patients: intervals are wide. {note}",
     )
-    unit_of_voxels: Unit = "HU" if scan == "ct" else "scanner"
 
-    def cases(root: Path) -> Sequence[Case]:
-        return [
-            nifti_case(
-                row["id"],
-                image,
-                target(row),
-                unit_of_voxels,
-                region=image.with_name(f"{scan}_gtv.nii.gz"),
-            )
-            for row in _table(root / FOLDER / "metadata.csv")
-            if (image := root / FOLDER / row["id"] / f"{scan}.nii.gz").exists()
-        ]
 
-    return Task(card, cases, lambda: [Seat(patient, patient) for patient in PATIENTS])
+def _images(root: Path, scan: Literal["ct", "mr"]) -> Iterator[tuple[Mapping[str, str], Path]]:
+    """Rows of the table whose image is there."""
+    for row in _table(root / FOLDER / "metadata.csv"):
+        image = root / FOLDER / row["id"] / f"{scan}.nii.gz"
+        if image.exists():
+            yield row, image
+
+
+def _gtv(image: Path) -> Path:
+    """The file of the tumour on an image."""
+    return image.with_name(image.name.replace(".nii.gz", "_gtv.nii.gz"))
+
+
+def _roster() -> Sequence[Seat]:
+    return [Seat(patient, patient) for patient in PATIENTS]
 
 
 def sex(row: Mapping[str, str]) -> int:

@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, get_type_hints
 
 from ..benchmark.errors import StorageError
 from ..benchmark.paths import cache_home
-from ..benchmark.types import Case, Seat, Split, Task, TaskCard, Volume
+from ..benchmark.types import Case, Seat, Split, Target, Task, TaskCard, Volume
 
 if TYPE_CHECKING:
     import numpy as np
@@ -295,7 +295,7 @@ def _read_table(path: Path) -> tuple[Row, ...]:
 # --- tasks ---------------------------------------------------------------------------------------
 
 
-def task(card: TaskCard, target: Callable[[Row], int | float]) -> Task:
+def task(card: TaskCard, target: Callable[[Row], Target]) -> Task:
     """A task on the cohort of seed 0; the data root is not used."""
 
     def cases(root: Path) -> Sequence[Case]:
@@ -311,7 +311,7 @@ def _roster() -> Sequence[Seat]:
     return [Seat(f"smoke_{i:03d}", f"smoke_{i:03d}", side) for i, side in enumerate(sides)]
 
 
-def _case(made: Cohort, index: int, target: int | float) -> Case:
+def _case(made: Cohort, index: int, target: Target) -> Case:
     seat = _roster()[index]
 
     def load() -> Volume:

@@ -37,6 +37,9 @@ CARD = TaskCard(
     classes=("background", "anterior", "posterior"),
     # the largest crop: nothing is cut, smaller ones are padded
     field_of_view_mm=(44.0, 60.0, 48.0),
+    lattice_mm=(1.0, 1.0, 1.0),  # the images' own
+    tolerance_mm=1.0,  # the challenge's (Antonelli et al. 2022, Methods, "Metrics")
+    forward_voxels=2**21,  # ours: sixteen times the field of view at 1 mm
     data_set="msd_hippocampus",
     files=(archive(FOLDER, "9d24dba78a72977dbd1d2e110310f31b"),),
     note="The set has crops of the left and right hippocampus of 195 subjects, whose ids are not "

@@ -19,6 +19,9 @@ CARD = replace(
     kind="regression",
     metric="mae",
     classes=(),
+    lattice_mm=None,
+    tolerance_mm=None,
+    forward_voxels=None,
     unit="mm3",
     # The publisher's crop grows with the hippocampus: on 200 crops its size alone predicts the
     # volume with R2 0.34. Inside this box, which 93 % of crops fill, R2 is 0.02, and 99.6 % of the

@@ -44,6 +44,9 @@ SUITES: dict[str, tuple[str, ...]] = {
         "msd_spleen",
         "msd_colon",
     ),
+    "site_leakage": ("ixi_site", "sarcoma_mr_vendor"),
+    "dense": ("msd_hippocampus", "sarcoma_ct_tumour", "sarcoma_mr_tumour"),
+    "smoke_dense": ("smoke_tissue",),
 }
 """``core`` holds real tasks, one size per data set, whose downloads are small; ``smoke`` is the
 built-in sanity check; the others are what one publisher or modality offers. ``core`` has nothing

@@ -16,6 +16,7 @@ from tomoprobe.benchmark import evaluate
 from tomoprobe.benchmark.predictions import HEADLINE, Provenance, to_parquet
 from tomoprobe.benchmark.types import (
     Budget,
+    Change,
     EncoderCard,
     Grid,
     Kind,
@@ -29,6 +30,10 @@ from tomoprobe.leaderboard.records import StoredRow
 from tomoprobe.leaderboard.settings import Current, Settings
 
 PARQUET = b"PAR1 predictions"
+
+
+FLOORS = ("intensity", "texture", "patches", "mind", "nothing")
+"""Models that learn nothing."""
 
 
 def sha(text: str) -> str:
@@ -62,7 +67,7 @@ def model_card(name: str, **changes: object) -> EncoderCard:
         grid=Grid((96, 96, 96), (1.5, 1.5, 2.0)),
         intensity={"HU": Window(-1000, 1000), "scanner": MinMax()},
         width=512,
-        parameters=14_360_000,
+        parameters=0 if name in FLOORS else 14_360_000,
         license="Apache-2.0",
         pretraining=("TotalSegmentator",),
         authors="A. Author",
@@ -346,6 +351,149 @@ def fill_curves(engine: Engine, card: TaskCard = REAL_TASKS[0], models: int = 4)
     for name, level in list(LEVELS.items())[:models]:
         add_curve(engine, name, level, card)
         add_curve(engine, name, level, card, "few_shot", FEW_SHOT, {"20": NOT_ENOUGH})
+
+
+# --- all kinds side by side ----------------------------------------------------------------------
+
+KINDS = (
+    replace(REAL_TASKS[0], name="kinds_mass", title="Adrenal mass or normal gland"),
+    replace(REAL_TASKS[4], name="kinds_age"),
+    task_card(
+        "kinds_hippocampus",
+        "dice",
+        kind="segmentation",
+        title="Anterior and posterior hippocampus",
+        modality="MR",
+        anatomy="hippocampus",
+        counts={"cases": 260, "patients": 260},
+        classes=("background", "anterior", "posterior"),
+        lattice_mm=(1.0, 1.0, 1.0),
+        tolerance_mm=1.0,
+        forward_voxels=4_000_000,
+    ),
+    task_card(
+        "kinds_pairs",
+        "warped_dice",
+        kind="registration",
+        title="One brain onto another",
+        modality="MR",
+        anatomy="brain",
+        classes=(),
+        lattice_mm=(2.0, 2.0, 2.0),
+    ),
+    task_card(
+        "kinds_known_warp",
+        "epe",
+        kind="registration",
+        title="A brain onto itself, warped by a known deformation",
+        modality="MR",
+        anatomy="brain",
+        classes=(),
+        lattice_mm=(2.0, 2.0, 2.0),
+        evidence=False,
+    ),
+    task_card(
+        "kinds_tumours",
+        "cpm",
+        kind="detection",
+        title="Where the tumour is",
+        anatomy="soft tissue",
+        classes=(),
+        lattice_mm=(3.0, 3.0, 3.0),
+        counts={"cases": 51, "patients": 51},
+    ),
+    task_card(
+        "kinds_follow_up",
+        "concordance",
+        kind="survival",
+        title="Time until the disease returns",
+        anatomy="soft tissue",
+        classes=(),
+        counts={"cases": 51, "patients": 51},
+    ),
+)
+"""A task of each kind, and a second registration with an error in mm."""
+
+PROTOCOLS = Settings(
+    probes={
+        "linear": Current(
+            2,
+            (Change(2, "the solver was exchanged."),),
+            kinds=("classification", "regression"),
+            standard=("classification", "regression"),
+            title="Logistic or ridge regression on the embedding",
+            cost="Under a second per fit on 2 cores; the GPU only embeds the images.",
+        ),
+        "knn": Current(1, kinds=("classification",), title="Nearest neighbours by cosine"),
+        "retrieve": Current(
+            1, metric="map", kinds=("classification",), on_request=True, title="Similar scans"
+        ),
+        **{
+            name: Current(1, kinds=(kind,), standard=(kind,), title=f"The standard of {kind}")
+            for name, kind in (
+                ("segment_linear", "segmentation"),
+                ("register", "registration"),
+                ("detect", "detection"),
+                ("survival", "survival"),
+            )
+        },
+    }
+)
+"""What a site is told of the probes of ``fill_kinds``."""
+
+_OF_KIND = {
+    "kinds_mass": {"auroc": (0.5, 0.95), "brier": (0.25, 0.1)},
+    "kinds_age": {"mae": (15.0, 6.0)},
+    "kinds_hippocampus": {"dice": (0.45, 0.85), "nsd": (0.5, 0.97), "hd95": (9.0, 1.4)},
+    "kinds_pairs": {
+        "warped_dice": (0.4, 0.78),
+        "warped_hd95": (7.0, 2.1),
+        "sd_log_jacobian": (0.12, 0.05),
+        "folding": (0.021, 0.0004),
+    },
+    "kinds_known_warp": {"epe": (6.0, 0.8), "folding": (0.02, 0.0)},
+    "kinds_tumours": {"cpm": (0.1, 0.8)},
+    "kinds_follow_up": {"concordance": (0.5, 0.74)},
+}
+"""Scores of a useless and of a perfect model."""
+
+_FLOOR_OF = {
+    "segmentation": ("patches", "intensity"),
+    "registration": ("mind", "nothing", "intensity"),
+}
+
+
+def fill_kinds(engine: Engine) -> None:
+    """Models on a task of every kind by its standard probe; `retrieve` on the classification.
+
+    In each kind ``intensity`` or another floor is better than ``random_swin``.
+    """
+    levels = {"swin_unetr_btcv": 0.95, "resnet18_mae": 0.8, "random_swin": 0.3, "intensity": 0.4}
+    probes = {kind: name for name, known in PROTOCOLS.probes.items() for kind in known.standard}
+    for k, card in enumerate(KINDS):
+        floors = _FLOOR_OF.get(card.kind, ())
+        for name, level in (levels | {f: 0.5 - 0.1 * i for i, f in enumerate(floors)}).items():
+            shift = ((len(name) * 3 + k) % 5 - 2) / 100
+            probe = probes[card.kind]
+            rows = [
+                result(
+                    name,
+                    card.name,
+                    score := worst + (best - worst) * (level + shift),
+                    metric=metric,
+                    low=score * 0.93,
+                    high=score * 1.05,
+                    probe=probe,
+                    probe_version=PROTOCOLS.probes[probe].version,
+                    seconds=10.0 * (k + 1) + len(name),
+                    device="cuda: NVIDIA H100" if name == "swin_unetr_btcv" else "cpu: x86_64",
+                )
+                for metric, (worst, best) in _OF_KIND[card.name].items()
+            ]
+            add(engine, rows, card)
+            if card.kind == "classification":
+                found = replace(rows[0], probe="retrieve", metric="map", probe_version=1)
+                add(engine, [found, replace(found, metric="recall_1", score=0.9)], card)
 
 
 # --- asking the site -----------------------------------------------------------------------------

@@ -6,21 +6,26 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from urllib.parse import parse_qsl, urlsplit
 
 import pytest
 import uvicorn
+from sqlalchemy import Engine
 
 from tomoprobe.leaderboard.settings import Current, Settings
 from tomoprobe.leaderboard.site import create_app
 
 from .board_data import (
     BUDGETS,
+    KINDS,
     LEVELS,
+    PROTOCOLS,
     REAL_TASKS,
     SMOKE_TASKS,
     fill,
     fill_curves,
+    fill_kinds,
     fresh,
     sha,
 )
@@ -46,6 +51,8 @@ PAGES = (
     "/tasks/sarcoma_ct_sex",
     CURVES,
     f"/models/{sha('texture')}",
+    "/probes",
+    "/probes/linear",
     "/nowhere",
 )
 
@@ -72,11 +79,29 @@ def browser():
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory) -> Iterator[str]:
-    """A real server on a free port of this machine."""
+    """The board of most tests."""
     engine = fresh(tmp_path_factory.mktemp("board"))
     fill(engine)
     fill_curves(engine)
-    app = create_app(engine, SETTINGS)
+    with serving(engine, SETTINGS) as address:
+        yield address
+    engine.dispose()
+
+
+@pytest.fixture(scope="module")
+def kinds(tmp_path_factory) -> Iterator[str]:
+    """A board with all kinds of tasks."""
+    engine = fresh(tmp_path_factory.mktemp("kinds"))
+    fill_kinds(engine)
+    with serving(engine, PROTOCOLS) as address:
+        yield address
+    engine.dispose()
+
+
+@contextmanager
+def serving(engine: Engine, settings: Settings) -> Iterator[str]:
+    """A real server on a free port of this machine."""
+    app = create_app(engine, settings)
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", ws="none"))
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
@@ -89,7 +114,6 @@ def address(tmp_path_factory) -> Iterator[str]:
         yield f"http://127.0.0.1:{listening.getsockname()[1]}"
         server.should_exit = True
         thread.join(10)
-    engine.dispose()
 
 
 @pytest.fixture
@@ -291,6 +315,28 @@ def test_text_has_the_contrast_that_wcag_aa_asks_for(visit, path, scheme):
     found = visit(path, color_scheme=scheme).evaluate(CONTRASTS)
     assert len(found) > 5
     assert [f for f in found if f[0] < 4.5] == []
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(360, "light"), (1280, "dark")])
+def test_a_board_of_all_kinds_fits_its_page_and_no_head_overflows(browser, kinds, width, scheme):
+    context = browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme)
+    page = context.new_page()
+    for path in ("/", "/tasks/kinds_pairs", "/probes"):
+        page.goto(kinds + path)
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        assert [f for f in page.evaluate(CONTRASTS) if f[0] < 4.5] == []
+    page.goto(kinds)
+    heads = page.locator("thead th.task")
+    assert heads.count() == len(KINDS)
+    for head in heads.all():
+        box = head.bounding_box()
+        assert box["width"] < 220
+        for part in head.locator(".sub").all():
+            inner = part.bounding_box()
+            assert box["x"] <= inner["x"]
+            assert inner["x"] + inner["width"] <= box["x"] + box["width"]
+            assert part.evaluate("e => e.scrollWidth <= e.clientWidth")
+    context.close()
 
 
 MARKS = """() => {

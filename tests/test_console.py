@@ -107,6 +107,22 @@ SEVERAL = [
 GAP = Difference(-0.1, -0.2, -0.01, 0.01)
 
 
+def test_a_probe_with_a_metric_of_its_own_stands_in_the_table_under_that_metric(printed) -> None:
+    shown = [
+        (replace(result(model, probe, score), metric=metric), ())
+        for model, scores in (("intensity", (0.9, 0.11)), ("random_resnet10", (0.6, 0.33)))
+        for probe, metric, score in zip(
+            ("linear", "retrieve"), ("auroc", "map"), scores, strict=True
+        )
+    ]
+    for width in (140, 60):
+        text = printed(shown, width)
+        assert "toy: AUROC" in text
+        assert "mAP ↑" in text
+        assert text.index("intensity") < text.index("random_resnet10")
+        assert all(score in text for score in ("0.900", "0.110", "0.600", "0.330"))
+
+
 @pytest.mark.parametrize("width", [60, 70, 80, 100, 120, 140, 200])
 def test_no_interval_breaks_however_narrow_the_terminal(printed, width: int) -> None:
     text = printed(SEVERAL, width, GAP)

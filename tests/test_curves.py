@@ -144,10 +144,11 @@ def test_a_file_of_a_chart_has_everything_it_needs_inside(svg: str) -> None:
 
 
 def test_the_floors_are_in_every_picture() -> None:
-    names = {name: name for name in ("a", "b", "c", "intensity", "d", "texture")}
-    assert with_floors(list(names), names, 4) == ["a", "b", "intensity", "texture"]
-    assert with_floors(list(names), names, 1) == ["intensity"]
-    assert with_floors(list(names), names, 99) == list(names)
+    models = ["a", "b", "c", "intensity", "d", "texture"]
+    nothing = {"intensity", "texture"}
+    assert with_floors(models, nothing, 4) == ["a", "b", "intensity", "texture"]
+    assert with_floors(models, nothing, 1) == ["intensity"]
+    assert with_floors(models, nothing, 99) == models
 
 
 # --- words -------------------------------------------------------------------------------------

@@ -379,6 +379,19 @@ def test_a_child_that_is_killed_once_is_asked_again_with_the_whole_batch(
     assert asked == [4, 4]
 
 
+def test_a_child_that_ends_at_its_buffers_is_told_by_whose_fault(manifest: Path) -> None:
+    with isolated(manifest, "cpu") as encoder:
+        assert encoder._child is not None
+        encoder._child._process.kill()
+        with pytest.raises(IsolationError, match="was killed while telling its buffers") as killed:
+            encoder.buffers()
+        assert explain(killed.value, "extract").fault == "platform"
+        told = _isolated_child.HEAD.pack(_isolated_child.MAGIC, _isolated_child.MEMORY, 0)
+        encoder._child = Teller(told, ends=False)  # type: ignore[assignment]
+        with pytest.raises(EncoderError, match="more memory than its process may take"):
+            encoder.buffers()
+
+
 def test_what_this_machine_lacks_is_told_as_its_own_fault(
     manifest: Path, hook: Callable[..., Path]
 ) -> None:

@@ -417,6 +417,20 @@ def test_on_a_gpu_the_gpu_is_used():
     assert providers[0][0] == "CUDAExecutionProvider" and providers[0][1]["device_id"] == 1
 
 
+def test_a_gpu_that_onnxruntime_silently_goes_without_is_refused(unet, monkeypatch):
+    class Fallen:
+        """What onnxruntime makes where the libraries of CUDA cannot be loaded."""
+
+        def get_providers(self):
+            return ["CPUExecutionProvider"]
+
+    monkeypatch.setattr(onnx_encoder, "_providers", lambda *_: ["CUDAExecutionProvider"])
+    monkeypatch.setattr("onnxruntime.InferenceSession", lambda *_, **__: Fallen())
+    with pytest.raises(InstallationError, match=r"cannot use 'cuda:0'.*CPUExecutionProvider") as no:
+        OnnxNetwork(unet.path.with_name("model.onnx"), "cuda:0")
+    assert explain(no.value, "extract").fault == "platform"
+
+
 def test_memory_that_runs_out_is_told_apart(unet, monkeypatch):
     network = OnnxNetwork(unet.path.with_name("model.onnx"))
 

@@ -69,6 +69,9 @@ def test_every_page_is_the_same_on_both_databases(board, tmp_path):
         "/api/v1/results?limit=500",
         "/api/v1/models",
         "/api/v1/tasks",
+        "/api/v1/probes",
+        "/probes",
+        "/probes/linear",
         *(f"/tasks/{card.name}" for card in REAL_TASKS),
         *(f"/models/{sha(name)}" for name in LEVELS),
     ]

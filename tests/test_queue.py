@@ -550,6 +550,8 @@ def test_withdrawn_rows_are_on_no_page_but_stay_in_the_database(board, bob):
     with pytest.raises(UnknownNameError):
         db.parquet(db.public(board), unit)
     assert not any(u.model_sha == sha("a") for u, _ in db.predictions(db.public(board)))
+    (probe,) = visitor.get("/api/v1/probes").json()["probes"]
+    assert [m["units"] for m in probe["measured"]] == [t["models"] for t in probe["tasks"]] == [1]
 
 
 def test_an_embargo_ends_on_its_day_without_anybody_doing_anything(board, bob):

@@ -16,7 +16,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tomoprobe.benchmark.statistics import ESTIMANDS, FLAGS
+from tomoprobe.benchmark.types import Change
 from tomoprobe.leaderboard import db
+from tomoprobe.leaderboard.settings import Current
 from tomoprobe.leaderboard.site import Settings, create_app
 
 from .board_data import (
@@ -295,7 +297,18 @@ NAMES = ("kind", "modality", "anatomy", "probe", "shots", "suite", "task", "q", 
         ),
         max_size=4,
     ),
-    st.sampled_from(["/", "/board.json", "/board.csv", "/tasks/smoke_lesion", "/api/v1/results"]),
+    st.sampled_from(
+        [
+            "/",
+            "/board.json",
+            "/board.csv",
+            "/tasks/smoke_lesion",
+            "/probes",
+            "/probes/linear",
+            "/api/v1/results",
+            "/api/v1/probes",
+        ]
+    ),
 )
 @settings(
     deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture]
@@ -310,6 +323,7 @@ def test_whatever_is_asked_is_answered_or_refused(visitor, pairs, path):
         ("/tasks/sarcoma_ct_sexx", "Did you mean 'sarcoma_ct_sex'"),
         ("/tasks/smoke_lesion?version=9", "has no version 9"),
         ("/models/abc", "No model has the identity 'abc'"),
+        ("/probes/liner", "Did you mean 'linear'"),
         ("/nowhere", "There is no page at /nowhere"),
         (f"/{EVIL}", "There is no page"),
     ],
@@ -402,9 +416,10 @@ def test_a_model_page_shows_its_card_manifest_and_scores(visitor):
     page = Page(visitor.get(f"/models/{sha('texture')}").text)
     assert "The model texture" in page.text
     assert sha("texture") in page.text
-    assert "14,360,000" in page.text
     assert '"architecture": "resnet10"' in page.text
-    assert page.rows[1][:4] == ["adrenal_ mnist3d", "AUROC", "0.732 [0.670, 0.781]", "4 of 8"]
+    metric = "AUROC ↑ higher is better floor 0.732 (texture)"
+    assert page.rows[1][:4] == ["adrenal_ mnist3d", metric, "0.732 [0.670, 0.781]", "4 of 8"]
+    assert "14,360,000" in Page(visitor.get(f"/models/{sha('resnet18_mae')}").text).text
     assert "knn probe" in page.text
 
 
@@ -450,13 +465,17 @@ def attacked(empty):
     encoder = model_card(EVIL, title=EVIL, note=EVIL, authors=EVIL, source="JavaScript:alert(1)")
     row = result(EVIL, EVIL, device=EVIL)
     add(empty, [row], task, encoder, flags=[[EVIL]], manifest={"name": EVIL})
-    visitor = Visitor(create_app(empty, Settings(title=EVIL, suites={EVIL: [EVIL]})))
+    probes = {"linear": Current(1, (Change(1, EVIL),), title=EVIL, cost=EVIL)}
+    settings = Settings(title=EVIL, suites={EVIL: [EVIL]}, probes=probes)
+    visitor = Visitor(create_app(empty, settings))
     return [
         visitor.get("/"),
         visitor.get(f"/?{urlencode({'q': EVIL})}"),
         visitor.get(f"/?{urlencode({'kind': EVIL})}"),
         visitor.get(f"/models/{sha(EVIL)}"),
         visitor.get(f"/tasks/{EVIL}"),
+        visitor.get("/probes"),
+        visitor.get("/probes/linear"),
     ]
 
 
@@ -470,7 +489,8 @@ def test_what_others_wrote_is_escaped_everywhere(attacked):
 
 
 def test_pages_hold_no_inline_script_or_style_and_load_nothing_from_elsewhere(visitor, attacked):
-    answers = [visitor.get(p) for p in ("/", "/tasks/smoke_lesion", f"/models/{sha('texture')}")]
+    paths = ("/", "/tasks/smoke_lesion", f"/models/{sha('texture')}", "/probes", "/probes/linear")
+    answers = [visitor.get(path) for path in paths]
     for answer in (*answers, *attacked):
         policy = answer.headers["content-security-policy"]
         assert "default-src 'none'" in policy

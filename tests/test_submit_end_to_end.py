@@ -4,17 +4,22 @@ import io
 import json
 import re
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import httpx
 import pytest
+import sqlalchemy as sa
 
-from tomoprobe.submissions import isolation, logins
+from tomoprobe.leaderboard import queue
+from tomoprobe.leaderboard.intake_records import Submission
+from tomoprobe.submissions import baselines, isolation, logins
 
-from .running_site import FACTS, SHAPES, resnet18, site, swin_unetr, worker
+from .running_site import FACTS, SHAPES, resnet18, site, swin_unetr, token_of, worker
 from .test_cli import typed
+from .test_submission_forms import Page
 
 pytestmark = [
     pytest.mark.slow,
@@ -23,6 +28,9 @@ pytestmark = [
 
 TASK, PROBE = "smoke_lesion", "knn"
 
+PATIENCE_S = 600.0
+"""For a worker on a busy machine."""
+
 
 class Platform(NamedTuple):
     """A server with its worker, and the folder of its user."""
@@ -30,6 +38,7 @@ class Platform(NamedTuple):
     address: str
     url: str
     folder: Path
+    engine: sa.Engine
 
     def page(self, path: str) -> str:
         """What a visitor reads, without the places where a long name may break."""
@@ -44,8 +53,8 @@ class Platform(NamedTuple):
 def platform(tmp_path_factory: pytest.TempPathFactory, home: Path) -> Iterator[Platform]:
     folder = tmp_path_factory.mktemp("platform")
     url, store = f"sqlite:///{folder / 'board.db'}", folder / "store"
-    with site(url, store) as (address, _), worker(url, store, home, folder / "worker.log"):
-        yield Platform(address, url, folder)
+    with site(url, store) as (address, engine), worker(url, store, home, folder / "worker.log"):
+        yield Platform(address, url, folder, engine)
 
 
 @pytest.fixture
@@ -98,6 +107,65 @@ def test_a_checkpoint_of_monai_becomes_a_verified_row(platform, run, tmp_path, m
     again = json.loads(run("submit", packed, "--task", TASK, "--probe", PROBE, "--json")[1])
     assert (again["state"], again["duplicate_of"]) == ("duplicate", found["id"])
     assert again["upload"] == found["upload"]
+
+
+def by_command(platform: Platform, run, packed: Path) -> str:
+    """Submit a packed model with ``tomoprobe submit``; gives the id."""
+    code, out, err = run("submit", packed, "--task", TASK, "--probe", PROBE, "--json")
+    assert code == 0, err + _log(platform)
+    return json.loads(out)["id"]
+
+
+def by_form(platform: Platform, run, packed: Path) -> str:
+    """Submit it with the form, as a browser without scripts does; gives the id."""
+    with httpx.Client(base_url=platform.address, timeout=60) as visitor:
+        visitor.post("/login", data={"token": token_of(platform.engine, "grace")})
+        page = Page(visitor.get("/submit").text)
+        answer = visitor.post(
+            "/submit",
+            data={"csrf": page.forms["/submit"]["csrf"], "task": TASK, "probe": PROBE},
+            files={
+                "manifest_file": ("manifest.toml", (packed / "manifest.toml").read_bytes()),
+                "file": ("model.safetensors", (packed / "model.safetensors").read_bytes()),
+            },
+        )
+        assert answer.status_code == 303, Page(answer.text).text
+        return answer.headers["location"].rpartition("/")[2]
+
+
+@pytest.mark.parametrize(
+    ("name", "submit"), [("coralbay_tiny", by_command), ("anatomix_tiny", by_form)]
+)
+def test_a_reference_encoder_is_submitted_like_anybodys(
+    platform, run, tmp_path, monkeypatch, name, submit
+):
+    packed = tmp_path / "packed"
+    packed.mkdir()
+    text = baselines.path(name).read_text().replace(f"{name}.safetensors", "model.safetensors")
+    # smaller than at home, because hundreds of volumes are to be embedded
+    text = re.sub(r"shape = \[.*\]", "shape = [32, 32, 32]", text)
+    (packed / "manifest.toml").write_text(text)
+    weights = baselines.path(name).with_suffix(".safetensors").read_bytes()
+    (packed / "model.safetensors").write_bytes(weights)
+    id = submit(platform, run, packed)
+    found = _ended(platform, id)
+    assert found.state == "done", f"{found.message} {_log(platform)}"
+    theirs = platform.rows(model=found.model_sha)
+    assert {(row["model"], row["origin"]) for row in theirs} == {(name, "verified")}
+    assert name in platform.page(f"/?probe={PROBE}")
+    # the same on one's own machine
+    monkeypatch.setenv("TOMOPROBE_HOME", str(tmp_path / "home"))
+    code, _, err = run(
+        *("evaluate", "-e", packed / "manifest.toml", "--task", TASK, "--probe", PROBE),
+        *("--db", f"sqlite:///{tmp_path / 'mine.db'}", "--json", tmp_path / "rows.jsonl"),
+        *("--out", tmp_path / "out", "--device", "cpu"),
+    )
+    assert code == 0, err
+    mine = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    assert {row["model_sha"] for row in mine} == {found.model_sha}
+    assert {row["metric"]: row["score"] for row in theirs} == {
+        row["metric"]: pytest.approx(row["score"], abs=1e-6) for row in mine
+    }
 
 
 def test_predictions_of_ones_own_are_recomputed_and_called_self_run(
@@ -170,6 +238,15 @@ def test_a_cancelled_submission_stops(platform, run, tmp_path):
     assert {unit["state"] for unit in found["jobs"]} <= {"cancelled", "done"}
     code, _, err = run("cancel", id)
     assert code == 2 and err.strip()
+
+
+def _ended(platform: Platform, id: str) -> Submission:
+    """A submission, once nothing more happens to it."""
+    until = time.monotonic() + PATIENCE_S
+    while (found := queue.submission(platform.engine, id)).active:
+        assert time.monotonic() < until, f"{id} stays {found.state}"
+        time.sleep(0.1)
+    return found
 
 
 def _submitted(run, folder: Path, name: str, high: float, *flags: str) -> tuple[str, str]:

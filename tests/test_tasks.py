@@ -29,8 +29,9 @@ from tomoprobe.benchmark.errors import (
 )
 from tomoprobe.benchmark.features import extract, identify
 from tomoprobe.benchmark.predictions import Provenance
+from tomoprobe.benchmark.targets import Labels
 from tomoprobe.benchmark.types import Case, EncoderCard, Grid, Seat, Task, Window
-from tomoprobe.benchmark.volumes import check_same_grid, read_mask
+from tomoprobe.benchmark.volumes import check_same_grid
 from tomoprobe.tasks import _medmnist, _msd, suites
 
 from .toy import CARD, ToyEncoder, cases
@@ -95,7 +96,9 @@ def test_tasks_on_the_same_images_agree_on_their_origin() -> None:
     shared: dict[str, set] = {}
     for name in tasks.names():
         card = tasks.get(name).card
-        shared.setdefault(card.data_set, set()).add((card.modality, card.anatomy, card.license))
+        # of a pair the second image may be of another modality
+        modality = card.modality.partition(" ")[0] if card.kind == "registration" else card.modality
+        shared.setdefault(card.data_set, set()).add((modality, card.anatomy, card.license))
     assert all(len(facts) == 1 for facts in shared.values())
 
 
@@ -137,7 +140,12 @@ def test_core_has_evidence_only() -> None:
     ],
 )
 def test_the_suite_of_a_publisher_has_all_its_tasks(suite: str, pattern: str, number: int) -> None:
-    belong = {name for name in tasks.names() if re.fullmatch(pattern, name)}
+    belong = {
+        name
+        for name in tasks.names()
+        # pairs of its images are ours, and have a suite of their own
+        if re.fullmatch(pattern, name) and tasks.get(name).card.kind != "registration"
+    }
     assert set(suites.get(suite)) == belong and len(belong) == number
 
 
@@ -155,7 +163,9 @@ def test_an_unknown_suite_suggests_the_nearest() -> None:
         ({"license": ""}, "'license' is empty"),
         ({"citation": ""}, "'citation' is empty"),
         ({"name": "toys"}, "called 'toys' but the file 'toy'"),
-        ({"kind": "detection"}, "'kind' is 'detection', expected one of classification"),
+        ({"kind": "captioning"}, "'kind' is 'captioning', expected one of classification"),
+        ({"kind": "segmentation", "metric": "dice"}, "'lattice_mm' is empty, which a segm"),
+        ({"kind": "segmentation", "metric": "dice"}, "needs 'classes'.*and 'tolerance_mm'"),
         ({"modality": "MRI"}, "'modality' is 'MRI', expected one of CT, MR"),
         ({"metric": "auc"}, "'metric' is 'auc', expected one of auroc"),
         ({"kind": "regression"}, "'metric' is 'auroc', expected one of mae"),
@@ -484,9 +494,10 @@ def test_a_set_of_the_decathlon_opens_on_the_official_layout(tmp_path: Path, fol
     assert volume.unit == ("HU" if card.modality == "CT" else "scanner")
     first = {"Task01_BrainTumour": 2 * 60, "Task05_Prostate": 0}.get(folder, 0)
     assert volume.voxels.min() == first, "the channel that the card names"
-    assert isinstance(found[0].target, Path)
-    mask, affine = read_mask(found[0].target, range(1, len(card.classes)))
+    assert isinstance(found[0].target, Labels)
+    mask, affine = found[0].target.load()
     check_same_grid(volume, affine, mask.shape)
+    assert set(np.unique(mask)) == set(range(len(card.classes)))
     assert all(case.region is None for case in found), "the mask is the answer"
 
 
@@ -524,7 +535,9 @@ def test_segmentation_cases_point_at_their_mask_and_share_the_images(hippocampi:
     volumes, _ = tasks.open_cases(tasks.get("msd_hippocampus_volume"), hippocampi, subset=True)
     assert [m.digest() for m in masks] == [v.digest() for v in volumes]
     assert [m.id for m in masks] == [v.id for v in volumes]
-    assert all(isinstance(m.target, Path) and m.target.is_file() for m in masks)
+    targets = [m.target for m in masks if isinstance(m.target, Labels)]
+    assert [np.count_nonzero(t.load()[0]) for t in targets] == [4 * 4 * 8, 6 * 4 * 8]
+    assert len({t.digest() for t in targets}) == 2
     assert tasks.get("msd_hippocampus").card.data_set == (
         tasks.get("msd_hippocampus_volume").card.data_set
     )
@@ -674,6 +687,19 @@ def test_both_scans_of_a_patient_stay_on_one_side(sarcomas: Path) -> None:
 
 
 @pytest.mark.parametrize("scan", ["ct", "mr"])
+def test_the_tumour_of_a_sarcoma_is_the_answer_or_the_region(sarcomas: Path, scan: str) -> None:
+    found, _ = tasks.open_cases(tasks.get(f"sarcoma_{scan}_tumour"), sarcomas, subset=True)
+    assert [case.id for case in found] == ["STS_001", "STS_051"][: 2 if scan == "ct" else 1]
+    assert all(case.region is None for case in found), "it would give the answer away"
+    assert isinstance(found[0].target, Labels)
+    mask, affine = found[0].target.load()
+    check_same_grid(found[0].load(), affine, mask.shape)
+    assert mask.sum() == 2 and mask[3, 2:4, 2].all()
+    others = tasks.open_cases(tasks.get(f"sarcoma_{scan}_sex"), sarcomas, subset=True)[0]
+    assert found[0].digest() == others[0].digest(), "one image, one entry of the cache"
+
+
+@pytest.mark.parametrize("scan", ["ct", "mr"])
 def test_every_sarcoma_crop_fills_the_box(data_root: Path, scan: str) -> None:
     box = np.array(tasks.get(f"sarcoma_{scan}_sex").card.field_of_view_mm)
     smallest = np.array(tasks.get("sarcoma_modality").card.field_of_view_mm)
@@ -721,3 +747,52 @@ def test_real_images_load_and_their_digest_stays(data_root: Path, name: str) -> 
         assert case.load().voxels.dtype == np.float32
         assert case.digest() == case.digest()
     assert first.digest() != last.digest()
+
+
+def test_the_box_of_the_tumour_task_hides_how_large_the_tumour_is(data_root: Path) -> None:
+    """The crop of CT ends 5 cm around the tumour: an ellipsoid that large is nearly the answer."""
+    box = tasks.get("sarcoma_ct_tumour").card.field_of_view_mm
+    assert box is not None
+
+    def dice(seen: tuple[float, ...]) -> float:
+        scores = []
+        for case in opened("sarcoma_ct_tumour", data_root)[:8]:
+            assert isinstance(case.target, Labels)
+            mask, affine = case.target.load()
+            spacing = np.abs(np.diag(affine)[:3])
+            extent = np.array(mask.shape) * spacing
+            radii = np.maximum((np.minimum(extent, seen) - 100) / 2, 5)
+            place = [
+                (np.arange(n) + 0.5) * s - e / 2
+                for n, s, e in zip(mask.shape, spacing, extent, strict=True)
+            ]
+            grid = np.ix_(*place)
+            guess = sum((x / r) ** 2 for x, r in zip(grid, radii, strict=True)) <= 1
+            scores.append(2 * (guess & (mask > 0)).sum() / (guess.sum() + mask.sum()))
+        return float(np.mean(scores))
+
+    assert dice((np.inf,) * 3) > 0.65
+    assert dice(box) < 0.4
+
+
+def test_the_structures_of_the_ten_heads_equal_the_published_volumes(data_root: Path) -> None:
+    task = tasks.get("ixi10_structures")
+    found, complete = tasks.open_cases(task, data_root, subset=False)
+    assert complete and splits.uses_cv(task.card)
+    with (data_root / "ixi10" / "dlmuse" / "IXI_dlmuse.csv").open() as file:
+        rows = {row["MRID"][:6]: row for row in csv.DictReader(file)}
+    composites = (
+        ("509",),
+        ("47", "48"),
+        ("59", "60"),
+        ("502",),
+        ("35",),
+        ("405", "408", "410", "412"),
+    )
+    for case in found[:3]:
+        assert isinstance(case.target, Labels)
+        mask, affine = case.target.load()
+        check_same_grid(case.load(), affine, mask.shape)
+        volumes = 8.0 * np.bincount(mask.ravel(), minlength=len(task.card.classes))
+        known = [sum(float(rows[case.id][column]) for column in columns) for columns in composites]
+        assert volumes[1:].tolist() == known

@@ -33,9 +33,18 @@ from tomoprobe.benchmark.errors import (
     UnknownNameError,
 )
 from tomoprobe.benchmark.features import extract
+from tomoprobe.benchmark.types import Task
 from tomoprobe.leaderboard import accounts, db, queue, quotas, uploads
 from tomoprobe.leaderboard.intake_records import Identity, Job, Submission
-from tomoprobe.submissions import declarations, isolation, runner, self_runs, units
+from tomoprobe.submissions import (
+    declarations,
+    isolation,
+    runner,
+    self_runs,
+    units,
+    worker,
+    worker_commands,
+)
 from tomoprobe.submissions.faults import explain
 from tomoprobe.submissions.job_log import MAX_BYTES, MAX_LINES, JobLog, clean
 from tomoprobe.submissions.load import load
@@ -43,6 +52,7 @@ from tomoprobe.submissions.units import Bench, Facts
 from tomoprobe.submissions.worker import TRIES, Terms, work
 
 from . import jobs, toy
+from .test_cli import typed
 
 TERMS = Terms(lease_s=30.0, beat_s=0.05, poll_s=0.05, retry_s=0.0, left_s=0.0)
 
@@ -166,6 +176,28 @@ def test_what_ran_without_isolation_says_so(bench: Bench, identity: Identity, ne
     rows = db.rows(bench.engine)
     assert rows
     assert all(row.unsafe for row in rows)
+
+
+def test_an_incomplete_copy_is_refused_unless_it_was_accepted(bench: Bench, identity: Identity):
+    sent = jobs.submit(bench.engine, identity)
+    partly = replace(bench, task=jobs.incomplete, subset=True)
+    work(replace(partly, subset=False), TERMS, once=True)
+    assert job_of(bench.engine, sent, "extract").code == "data-missing"
+    assert not db.rows(bench.engine)
+    again = jobs.submit(bench.engine, identity)
+    work(partly, TERMS, once=True)
+    assert queue.submission(bench.engine, again.id).state == "done"
+    rows = db.rows(bench.engine)
+    assert rows and all(row.result.subset for row in rows)
+
+
+def test_whoever_accepts_incomplete_copies_does_not_mark_complete_ones(
+    bench: Bench, identity: Identity
+):
+    jobs.submit(bench.engine, identity)
+    work(replace(bench, subset=True), TERMS, once=True)
+    rows = db.rows(bench.engine)
+    assert rows and not any(row.result.subset for row in rows)
 
 
 def test_features_made_without_isolation_stay_marked(
@@ -546,10 +578,12 @@ SHA = "ab" * 32
 
 
 def predicted(
-    edit: Callable[[Any], Any] = lambda table: table, model_sha: str = SHA
+    edit: Callable[[Any], Any] = lambda table: table,
+    model_sha: str = SHA,
+    task: Callable[[str], Task] = jobs.task,
 ) -> tuple[bytes, evaluate.Scores]:
     """A table as ``evaluate --predictions`` writes it, edited afterwards, and its true scores."""
-    opened = runner.open_task(jobs.task("toy"), None, False)
+    opened = runner.open_task(task("toy"), None, subset=True)
     card, probe = opened.task.card, probes.get("knn")
     x = extract(toy.ToyEncoder(), opened.cases, None)
     table = evaluate.predict(card, opened.cases, x, probe)
@@ -563,7 +597,7 @@ def predicted(
         kind=card.kind,
         width=2,
         cv=splits.uses_cv(card),
-        subset=False,
+        subset=not opened.complete,
         seconds=1.0,
         device="cpu",
         software="mine",
@@ -595,6 +629,16 @@ def test_uploaded_predictions_are_scored_anew_and_marked(bench: Bench, identity:
     assert {row.origin for row in rows} == {"self-run"}
     got = {row.result.metric: (row.result.score, row.result.low) for row in rows}
     assert got == {r.metric: (r.score, r.low) for r in scores.results}
+
+
+def test_predictions_on_an_incomplete_copy_are_marked_as_such(bench: Bench, identity: Identity):
+    raw, scores = predicted(task=jobs.incomplete)
+    sent = send(bench, identity, raw)
+    work(replace(bench, task=jobs.incomplete, subset=True), TERMS, once=True)
+    assert queue.submission(bench.engine, sent.id).state == "done"
+    rows = [row.result for row in db.rows(bench.engine)]
+    assert {row.metric: row.score for row in rows} == {r.metric: r.score for r in scores.results}
+    assert rows and all(row.subset for row in rows)
 
 
 def test_targets_of_uploaded_predictions_are_ours(bench: Bench, identity: Identity):
@@ -756,6 +800,32 @@ def test_nobody_adds_numbers_to_a_model_that_was_computed_here(bench: Bench, ide
 
 
 # --- the command ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("subset", [False, True])
+def test_every_slot_is_told_whether_incomplete_copies_are_accepted(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    network: Network,
+    subset: bool,
+):
+    commands: list[list[str]] = []
+    benches: list[Bench] = []
+
+    def supervise(command: list[str], *_: object) -> int:
+        commands.append(command)
+        return 0
+
+    monkeypatch.setattr(worker_commands, "_supervise", supervise)
+    monkeypatch.setattr(worker_commands, "_stop_with_the_one_above", lambda: None)
+    monkeypatch.setattr(worker, "work", lambda bench, *_, **__: benches.append(bench))
+    db = ("--db", f"sqlite:///{tmp_path / 'mine.db'}")
+    jobs.migrated(db[1]).dispose()
+    typed(capsys, "worker", *db, *(["--subset"] if subset else []))
+    [[_, _, _, *arguments]] = commands
+    typed(capsys, *arguments, *db, "--slot", "cpu0")
+    assert [bench.subset for bench in benches] == [subset]
 
 
 @pytest.mark.slow

@@ -5,17 +5,22 @@ Every metric takes integer multiplicities of the cases, so that 2,000 bootstrap 
 vectorised call: cases are sorted once, each draw is then a pass over them.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
 from pkgutil import iter_modules
-from typing import Literal, overload
+from typing import TYPE_CHECKING, Literal, NamedTuple, overload
 
 import numpy as np
 
 from ..errors import ProbeError, UnknownNameError
-from ..types import Kind
+from ..types import Answer
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Scale = Literal["proportion", "log", "fisher_z", "log_unexplained"]
 """Where a metric's interval is built (see ``statistics``): a proportion-like score in [0, 1]; an
@@ -25,13 +30,30 @@ _CELLS = 2_000_000
 """Draws x cases handled at once: 16 MB per float64 temporary."""
 
 
+class Read(NamedTuple):
+    """What a metric takes from the rows of one repeat, one row per case, sorted by case."""
+
+    target: np.ndarray
+    """(N, ...)."""
+    prediction: np.ndarray
+    """(N, ...); may be of objects where the length differs between cases."""
+
+
+def read_plain(rows: pd.DataFrame) -> Read:
+    """The column ``target``, and ``p0``, ``p1``, ... (N, K) or ``value`` (N,)."""
+    columns = [c for c in rows.columns if c == "value" or (c[0] == "p" and c[1:].isdigit())]
+    values = rows[columns].to_numpy(np.float64)
+    target = rows["target"].to_numpy()
+    return Read(target, values[:, 0] if columns == ["value"] else values)
+
+
 @dataclass(frozen=True)
 class Metric:
     """One way to score predictions against targets."""
 
     name: str
     title: str
-    kind: Kind
+    kind: Answer
     higher_is_better: bool
     low: float
     high: float
@@ -43,6 +65,10 @@ class Metric:
     """(target (N,), prediction (N, K) or (N,), weights (B, N) float64, fold (N,) int) -> (B,)."""
     pairs: bool = False
     """A mean over pairs of cases of two classes, whose variance is that of pairs, too."""
+    read: Callable[[pd.DataFrame], Read] = read_plain
+    """What ``compute`` gets, from the stored table."""
+    unit: str = ""
+    """Of the score; empty: none, or that of a regression's target."""
 
     @overload
     def __call__(
@@ -86,10 +112,12 @@ class Metric:
         Raises:
             ProbeError: the predictions do not fit the targets, or are not finite.
         """
-        target, prediction = np.asarray(target), np.asarray(prediction, np.float64)
-        if self.kind == "classification":
-            target = target.astype(np.int64)
-        self._check(target, prediction)
+        target, prediction = np.asarray(target), np.asarray(prediction)
+        if self.read is read_plain:
+            prediction = prediction.astype(np.float64, copy=False)
+            if self.kind == "classification":
+                target = target.astype(np.int64)
+            self._check(target, prediction)
         folds = np.zeros(len(target), np.int64) if fold is None else np.asarray(fold)
         if weights is None:
             once = np.ones((1, len(target)))
@@ -153,6 +181,6 @@ def get(name: str) -> Metric:
     return _all()[name]
 
 
-def for_kind(kind: Kind) -> tuple[Metric, ...]:
-    """All metrics that score tasks of this kind, by name."""
+def for_kind(kind: Answer) -> tuple[Metric, ...]:
+    """All metrics that score answers of this kind, by name."""
     return tuple(m for m in _all().values() if m.kind == kind)

@@ -1,19 +1,32 @@
 """Protocols: how frozen features become predictions. One per file, each exposing ``PROBES``."""
 
 import pkgutil
+from collections.abc import Mapping
 from functools import cache
 from importlib import import_module
 
 from ..errors import UnknownNameError
-from ..types import Kind, Probe
+from ..studies import AnyProbe, on_request
+from ..types import Kind
 
-__all__ = ["for_kind", "get", "names"]
+__all__ = ["STANDARD", "default", "for_kind", "get", "names"]
+
+STANDARD: Mapping[Kind, str] = {
+    "classification": "linear",
+    "regression": "linear",
+    "segmentation": "segment_linear",
+    "registration": "register",
+    "detection": "detect",
+    "survival": "survival",
+}
+"""The probe that a board shows where none is asked for: of each kind the one with the fewest
+choices of its own, so that the features decide."""
 
 
 @cache
-def _probes() -> dict[str, Probe]:
+def _probes() -> dict[str, AnyProbe]:
     """Every probe by name: the folder is the list; files with an underscore are shared parts."""
-    found: dict[str, Probe] = {}
+    found: dict[str, AnyProbe] = {}
     for module in pkgutil.iter_modules(__path__):
         if not module.name.startswith("_"):
             for probe in import_module(f".{module.name}", __name__).PROBES:
@@ -26,7 +39,7 @@ def names() -> list[str]:
     return list(_probes())
 
 
-def get(name: str) -> Probe:
+def get(name: str) -> AnyProbe:
     """The probe of that name.
 
     Raises:
@@ -37,6 +50,11 @@ def get(name: str) -> Probe:
     return _probes()[name]
 
 
-def for_kind(kind: Kind) -> list[Probe]:
+def default() -> list[str]:
+    """The probes that run where none is named, sorted."""
+    return [name for name, probe in _probes().items() if not on_request(probe)]
+
+
+def for_kind(kind: Kind) -> list[AnyProbe]:
     """The probes that answer this kind of question."""
     return [probe for probe in _probes().values() if kind in probe.kinds]

@@ -1,0 +1,281 @@
+"""Where are the lesions? One linear map on all maps of a frozen encoder, and the peaks it has.
+
+A logistic regression tells points within lesions from others, on principal components of every
+level and on where the point lies in the field of view; its log-odds at all points of the lattice
+are a heat map, whose peaks are the candidates. The regression is fitted twice, the second time
+with the false candidates that the first finds in the training images.
+
+The place is given to every encoder, as a polynomial of the second degree: lesions have places that
+they prefer, and no encoder is to win because its maps tell the place by their padding. What place
+alone is worth is the score of an encoder whose maps are constant.
+
+Trilinear interpolation and affine maps commute: components and regression become one affine map
+per level, and only one field per penalty is brought to the lattice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..errors import EncoderError, ProbeError
+from ..newton import primal_path
+from ..predictions import HEADLINE
+from ..splits import position
+from ..studies import Setting, Trial, trials, with_val
+from ..targets import Lesion
+from ..types import Answer, Kind
+from ._candidates import Candidates, distances, hit_mm, peaks, sampled
+from ._components import Components, affine_field
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from ..dense import Lattice, Pyramid
+    from ..dense_cache import Pyramids
+
+POINTS = 400
+"""Per training image, to begin with."""
+
+POINTS_IN_ALL = 40_000
+"""At most: with 320 components, 100 MB in float64."""
+
+PENALTIES = 10.0 ** np.arange(0, 6)
+"""C, which multiplies the mean log-loss over points: from a map that is hardly more than the share
+of points in lesions to one that is hardly penalised, on features of SD 1."""
+
+HARD = 30
+"""False candidates per training image that the second fit learns from."""
+
+RATES = (1 / 16, 128.0)
+"""False candidates per scan, in whose range the choice of the penalty counts."""
+
+
+@dataclass(frozen=True)
+class Detect:
+    """Dense localisation by logistic regression."""
+
+    name: str = "detect"
+    version: int = 1
+    kinds: tuple[Kind, ...] = ("detection",)
+    answers: Answer = "detection"
+    title: str = "Peaks of a logistic regression on all maps at points of the lattice"
+    cost: str = (
+        "One pass of the encoder over every image, then seconds per fold on one CPU core; the maps "
+        "are read three times from disk."
+    )
+
+    def run(self, setting: Setting) -> pd.DataFrame:
+        """Locate the lesions of every test case; see ``studies.Study``.
+
+        Under cross-validation with one repeat: the maps of all cases are read anew in each fold.
+
+        Raises:
+            ProbeError: no training case has a lesion, or the task states no lattice.
+            EncoderError: the encoder has no maps.
+        """
+        import pandas as pd
+        from threadpoolctl import threadpool_limits
+
+        from ..dense_cache import Pyramids
+
+        work = _Work(setting, Pyramids(setting), {})
+        card, cases = setting.card, setting.cases
+        plans = [with_val(trial, card, cases) for trial in trials(card, cases, repeats=1)]
+        rows = []
+        with threadpool_limits(1):  # two threads round sums in another order
+            work.learn(sorted({int(r) for t in plans for r in t.rows("train")}))
+            for trial in plans:
+                rows += work.located(trial)
+        return pd.DataFrame(rows)
+
+
+@dataclass(frozen=True)
+class _Sample:
+    """Points of one image, and what the encoder says there."""
+
+    lattice: Lattice
+    index: np.ndarray
+    """(P, 3)."""
+    label: np.ndarray
+    """(P,) 1 in a lesion."""
+    levels: list[np.ndarray]
+    """Per level (P, C)."""
+
+
+@dataclass(frozen=True)
+class _Heat:
+    """One affine map per level, and one of the place: log-odds at every point, per penalty."""
+
+    levels: list[tuple[np.ndarray, np.ndarray]]
+    """Per level (P, C) and (P,)."""
+    place: tuple[np.ndarray, np.ndarray]
+    """(P, 9) and (P,)."""
+
+    def of(self, pyramid: Pyramid, penalty: int | None = None) -> np.ndarray:
+        """(P, *lattice.shape) float32, or those of one penalty: (1, *lattice.shape)."""
+        from ..dense import spread
+
+        which = slice(None) if penalty is None else slice(penalty, penalty + 1)
+        shape = pyramid.lattice.shape
+        every = np.stack(np.unravel_index(np.arange(np.prod(shape)), shape), axis=1)
+        weight, offset = self.place
+        place = _place(every, shape) @ weight[which].T + offset[which]
+        out = place.T.reshape(-1, *shape).astype(np.float32)
+        for level, (weight, offset) in zip(pyramid.levels, self.levels, strict=True):
+            field = affine_field(level.values, weight[which], offset[which])
+            out += spread(field, level.factor, shape)
+        return out
+
+
+def _place(index: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+    """(P, 3) indices -> (P, 9): x, y, z from -1 to 1 across the field of view, and products."""
+    half = np.maximum((np.asarray(shape) - 1) / 2, 0.5)
+    x, y, z = ((index - (np.asarray(shape) - 1) / 2) / half).T
+    return np.stack([x, y, z, x * x, y * y, z * z, x * y, x * z, y * z], axis=1)
+
+
+@dataclass(frozen=True)
+class _Work:
+    """One encoder on one task: samples of the training images, and what follows from them."""
+
+    setting: Setting
+    pyramids: Pyramids
+    samples: dict[int, _Sample]
+
+    def lesions(self, row: int) -> tuple[Lesion, ...]:
+        """Of a case."""
+        target = self.setting.cases[row].target
+        assert isinstance(target, tuple)  # noqa: S101  of every detection, see ``tasks``
+        return tuple(lesion for lesion in target if isinstance(lesion, Lesion))
+
+    def learn(self, rows: Sequence[int]) -> None:
+        """Draw points of these cases; who is drawn depends on the task and the case alone."""
+        card = self.setting.card
+        most = min(POINTS, POINTS_IN_ALL // max(1, len(rows)))
+        for row in rows:
+            case, pyramid = self.setting.cases[row], self._pyramid(row)
+            seed = int(position(card.name, card.data_version, "points", case.id) * 2**53)
+            index, label = sampled(pyramid.lattice, self.lesions(row), card, seed, most)
+            self.samples[row] = _Sample(pyramid.lattice, index, label, pyramid.at(index))
+
+    def located(self, trial: Trial) -> list[dict]:
+        """Fit on train, choose on val, locate on test: one row per test case."""
+        card = self.setting.card
+        train = [int(r) for r in trial.rows("train")]
+        known = [lesion for row in train for lesion in self.lesions(row)]
+        if not known:
+            raise ProbeError(
+                f"No training case of task '{card.name}' has a lesion, so there is nothing to "
+                "learn from. Use a larger part of the data set."
+            )
+        apart = float(np.median([hit_mm(lesion, card) for lesion in known]))
+        parts = [self.samples[row] for row in train]
+        components = [
+            Components.fit([part.levels[level] for part in parts])
+            for level in range(len(parts[0].levels))
+        ]
+        heat = _fit(parts, components)
+        middle = len(PENALTIES) // 2
+        hard = [self._hard(row, heat, middle, apart) for row in train]
+        heat = _fit([*parts, *hard], components)
+        chosen = self._choose(heat, [int(r) for r in trial.rows("val")], apart)
+        rows = []
+        for row in trial.rows("test"):
+            case, pyramid = self.setting.cases[row], self._pyramid(int(row))
+            candidates = peaks(heat.of(pyramid, chosen)[0], card.lattice_mm or (), apart)
+            lesions = self.lesions(int(row))
+            place = pyramid.lattice.to_mm(candidates.index)
+            rows.append(
+                {
+                    "repeat": trial.repeat,
+                    "fold": trial.fold,
+                    "refit": HEADLINE,
+                    "case": case.id,
+                    "patient": case.patient,
+                    "scores": candidates.score.tolist(),
+                    "found": candidates.found(pyramid.lattice, lesions, card).tolist(),
+                    "lesions": len(lesions),
+                    **{f"{axis}_mm": place[:, i].tolist() for i, axis in enumerate("xyz")},
+                    "chosen_penalty": float(PENALTIES[chosen]),
+                }
+            )
+        return rows
+
+    def _pyramid(self, row: int) -> Pyramid:
+        pyramid = self.pyramids.of(row)
+        if not pyramid.levels:
+            raise EncoderError(
+                f"Encoder '{self.setting.encoder.card.name}' has no maps, and localisation needs "
+                "them. Add strides to its card and a method maps(), or leave this protocol out."
+            )
+        return pyramid
+
+    def _hard(self, row: int, heat: _Heat, penalty: int, apart_mm: float) -> _Sample:
+        """The best candidates of a training image that are wrong."""
+        card, pyramid, lesions = self.setting.card, self._pyramid(row), self.lesions(row)
+        candidates = peaks(heat.of(pyramid, penalty)[0], card.lattice_mm or (), apart_mm)
+        wrong = candidates.index[candidates.found(pyramid.lattice, lesions, card) < 0]
+        if lesions:  # a large lesion's outer part is no background
+            radius = [lesion.diameter_mm / 2 for lesion in lesions]
+            away = distances(pyramid.lattice.to_mm(wrong), lesions)
+            wrong = wrong[(away > radius).all(1)]
+        index = wrong[:HARD]
+        return _Sample(pyramid.lattice, index, np.zeros(len(index), int), pyramid.at(index))
+
+    def _choose(self, heat: _Heat, rows: Sequence[int], apart_mm: float) -> int:
+        """The penalty at which the lesions of val are found after the fewest false candidates."""
+        card = self.setting.card
+        lists: list[list[tuple[Candidates, np.ndarray, int]]] = [[] for _ in PENALTIES]
+        for row in rows:
+            pyramid, lesions = self._pyramid(row), self.lesions(row)
+            for of, field in zip(lists, heat.of(pyramid), strict=True):
+                candidates = peaks(field, card.lattice_mm or (), apart_mm)
+                found = candidates.found(pyramid.lattice, lesions, card)
+                of.append((candidates, found, len(lesions)))
+        if not any(lesions for _, _, lesions in lists[0]):
+            return len(PENALTIES) // 2
+        return int(np.argmin([_wait(of) for of in lists]))  # of equal ones the strongest penalty
+
+
+def _fit(parts: Sequence[_Sample], components: Sequence[Components]) -> _Heat:
+    """Logistic regression on these points at every penalty, as affine maps of the channels."""
+    label = np.concatenate([part.label for part in parts])
+    columns = [
+        of.apply(np.concatenate([part.levels[level] for part in parts]))
+        for level, of in enumerate(components)
+    ]
+    place = np.concatenate([_place(part.index, part.lattice.shape) for part in parts])
+    mean, sd = place.mean(0), np.maximum(place.std(0), 1e-6)
+    x = np.column_stack([*columns, (place - mean) / sd]).astype(np.float64)
+    paths = primal_path(x, label, PENALTIES / len(x), np.ones(len(x)))
+    weights = np.stack(list(paths))
+    levels, start = [], 0
+    for of in components:
+        w = weights[:, start : start + of.count]
+        levels.append((w @ of.weight, w @ of.offset))
+        start += of.count
+    w = weights[:, start:-1] / sd
+    return _Heat(levels, (w, weights[:, -1] - w @ mean))
+
+
+def _wait(tested: Sequence[tuple[Candidates, np.ndarray, int]]) -> float:
+    """Mean log of how many false candidates per scan come before a lesion is found.
+
+    It is the area above the FROC curve on a logarithmic axis, on which the CPM's rates are equally
+    spaced, but finer than the CPM where val holds a handful of lesions.
+    """
+    wrong = np.sort(np.concatenate([of.score[found < 0] for of, found, _ in tested]))
+    waits = []
+    for of, found, lesions in tested:
+        for lesion in range(lesions):
+            hits = of.score[found == lesion]
+            before = len(wrong) - np.searchsorted(wrong, hits[0], "left") if len(hits) else np.inf
+            waits.append(np.log(np.clip(before / len(tested), *RATES)))
+    return float(np.mean(waits))
+
+
+PROBES = (Detect(),)

@@ -1,0 +1,147 @@
+"""Protocols that need more than one vector per image: maps, tiles, second images, shifted images.
+
+A ``Probe`` is handed features; a ``Study`` is handed the encoder and everything around it, and
+answers with the same kind of table, one row per test case and fit. What is scored, stored, ranked
+and compared afterwards is the same for both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+
+from .splits import FOLDS, REPEATS, fold, position, uses_cv
+from .types import Answer, Case, Kind, Probe, TaskCard
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from .cache import FeatureCache
+    from .features import DataIdentity, FrozenEncoder, Progress
+
+INNER_SHARE = 0.2
+"""Of the training patients, held out for choices where there is no val: one fold of five."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One encoder on one task, with all that a study may use."""
+
+    card: TaskCard
+    cases: Sequence[Case]
+    """With their sides, as ``tasks.open_cases`` returns them."""
+    encoder: FrozenEncoder
+    """On its device."""
+    cache: FeatureCache
+    """Embeddings that are there already, and the folder for what a study keeps."""
+    identity: DataIdentity
+    """Of the cases."""
+    device: str = "cpu"
+    seed: int = 0
+    progress: Progress | None = None
+    """Called with (done, total) as often as there is something to tell."""
+    pictures: Path | None = None
+    """Folder, there already, for pictures of this run; None: none are drawn."""
+
+
+@runtime_checkable
+class Study(Protocol):
+    """One protocol that runs the encoder itself.
+
+    More attributes are optional: ``changes``, a tuple of ``Change``; ``metric``, the name of the
+    metric that ranks where it is not the task's; ``on_request``, True for one that runs only when
+    it is named; ``cost``, a sentence on what it takes, for its page.
+    """
+
+    name: str
+    version: int
+    kinds: tuple[Kind, ...]
+    answers: Answer | Literal[""]
+    """What the metrics of the table are; empty: those of what was asked."""
+    title: str
+    """One sentence for the board."""
+
+    def run(self, setting: Setting) -> pd.DataFrame:
+        """Do the whole protocol.
+
+        Returns:
+            One row per (repeat, refit, test case): ``repeat`` (of the cross-validation, or the
+            seed or draw), ``fold`` (0 without cross-validation), ``refit`` (-1, the headline fit;
+            or the number of a refit on resampled training patients), ``case``, ``patient``, the
+            columns that the metrics of ``answers`` read, and ``chosen_*``, what was chosen on
+            train and val. With ``shots`` where it trains on several numbers of patients.
+
+        Raises:
+            ProbeError: it cannot be done on this task.
+            EncoderError: the encoder has no maps, or gives NaN.
+            DataError: an image or a target cannot be used.
+        """
+        ...
+
+
+AnyProbe = Probe | Study
+
+
+def answers_of(probe: AnyProbe, card: TaskCard) -> Answer:
+    """What the metrics of a probe's table are."""
+    return (probe.answers or card.kind) if isinstance(probe, Study) else card.kind
+
+
+def metric_of(probe: AnyProbe, card: TaskCard) -> str:
+    """The name of the metric that ranks this probe on this task."""
+    return getattr(probe, "metric", "") or card.metric
+
+
+def on_request(probe: AnyProbe) -> bool:
+    """Whether it runs only when it is named."""
+    return getattr(probe, "on_request", False)
+
+
+class Trial(NamedTuple):
+    """Who trains and who is tested, once."""
+
+    repeat: int
+    fold: int
+    """0 without cross-validation."""
+    side: np.ndarray
+    """(N,) of ``train``, ``val``, ``test``, in the order of the cases."""
+
+    def rows(self, *sides: str) -> np.ndarray:
+        """Indices of the cases of these sides."""
+        return np.flatnonzero(np.isin(self.side, sides))
+
+
+def trials(card: TaskCard, cases: Sequence[Case], repeats: int = REPEATS) -> Iterator[Trial]:
+    """The official or hashed split, or all folds of all repeats of the cross-validation.
+
+    Args:
+        card: of the task.
+        cases: with their sides.
+        repeats: of the cross-validation.
+    """
+    if not uses_cv(card):
+        yield Trial(0, 0, np.array([case.split for case in cases], "U5"))
+        return
+    for repeat in range(repeats):
+        folds = np.array([fold(card, repeat, case.patient) for case in cases])
+        for k in range(FOLDS):
+            if (folds == k).any():  # sides depend on one patient alone, so a fold can be empty
+                yield Trial(repeat, k, np.where(folds == k, "test", "train").astype("U5"))
+
+
+def with_val(trial: Trial, card: TaskCard, cases: Sequence[Case]) -> Trial:
+    """The same trial with a val side: the task's, or ``INNER_SHARE`` of the training patients."""
+    if (trial.side == "val").any():
+        return trial
+    place = [
+        position(card.name, card.data_version, "inner", trial.repeat, trial.fold, case.patient)
+        for case in cases
+    ]
+    inner = (trial.side == "train") & (np.array(place) < INNER_SHARE)
+    if not inner.any() or not ((trial.side == "train") & ~inner).any():
+        return trial
+    return trial._replace(side=np.where(inner, "val", trial.side))

@@ -1,0 +1,24 @@
+"""What tests/test_studies.py needs to sweep the study ``segment_decoder``: boxes, a short run."""
+
+from tomoprobe.benchmark.probes.segment_decoder import Recipe, SegmentDecoder
+
+from .toy_segmentation import Digits, Zeros, task
+
+__all__ = ["BEST", "CHANCE", "oracle", "study", "task", "trivial"]
+
+BEST = (0.9, 1.0)
+CHANCE = (0.0, 0.45)
+"""The decoder sees the image, and where boxes often are."""
+
+
+def study() -> SegmentDecoder:
+    """The study, trained on small crops for a moment."""
+    return SegmentDecoder(recipe=Recipe(steps=40, crop=16, checkpoints=2, seeds=1))
+
+
+def oracle() -> Digits:
+    return Digits()
+
+
+def trivial() -> Zeros:
+    return Zeros()
