@@ -178,7 +178,7 @@ def _looked_up(
 def _inside(index: np.ndarray, shape: list[int] | tuple[int, ...]) -> np.ndarray:
     """Whether voxel coordinates (3, ...) are at most half a voxel beyond the image's centers."""
     last = np.array(shape)[:, None, None, None] - 0.5
-    return ((index >= -0.5) & (index <= last)).all(0)
+    return np.asarray(((index >= -0.5) & (index <= last)).all(0))
 
 
 def _directions(affine: np.ndarray) -> np.ndarray:

@@ -196,7 +196,7 @@ def score(table: pd.DataFrame, provenance: Provenance) -> Scores:
         numbers = list(_scored_on_budget(table, provenance))
     else:
         numbers = list(_scored(table, provenance))
-    several = provenance.cv or "shots" in table.columns
+    several = provenance.cv or "shots" in table.columns or len(set(table["repeat"])) > 1
     results = tuple(
         Result(
             model=provenance.model,

@@ -51,6 +51,10 @@ STEPS = 80
 STEP_SIZE = 1.0
 """Of Adam, in steps of the control grid: ConvexAdam's."""
 
+STILL = 1e-3
+"""Adam's epsilon: where the gradient with respect to a control point is below it, the point moves
+less than a step. Adam otherwise makes full steps of rounding errors. Ours."""
+
 SMOOTHNESS = 1.25
 """Weight of the mean squared difference of neighbouring control points: ConvexAdam's ``lambda``."""
 
@@ -98,7 +102,8 @@ def register(
         raise ProbeError(
             "A registration needs finite features, but some are NaN or infinite. Check the encoder."
         )
-    scale = np.asarray(spacing / np.prod(spacing) ** (1 / 3), np.float32)
+    mm = np.asarray(spacing, np.float32)
+    scale = mm / np.float32(mm.prod() ** (1 / 3))
     with torch.no_grad():
         f, m = (torch.from_numpy(np.ascontiguousarray(a)).to(device) for a in (fixed, moving))
         s = torch.from_numpy(seen.astype(np.float32)).to(device)
@@ -112,7 +117,7 @@ def register(
     field = _continuous(parts, start, axis_scale)
     with torch.no_grad():
         found = _resampled(field, CONTROL, 1, seen.shape)
-    return found.cpu().numpy() * np.asarray(spacing, np.float32)[:, None, None, None]
+    return found.cpu().numpy() * mm[:, None, None, None]
 
 
 Parts = tuple["torch.Tensor", "torch.Tensor", "torch.Tensor"]
@@ -210,7 +215,7 @@ def _continuous(parts: Parts, start: torch.Tensor, scale: torch.Tensor) -> torch
     control = start.clone().requires_grad_()
     # who counts is settled before: else points would be drawn into the moving image, or out of it
     counts = _sample(seen[None], grid + _spread(start))[0]
-    optimizer = torch.optim.Adam([control], lr=STEP_SIZE)
+    optimizer = torch.optim.Adam([control], lr=STEP_SIZE, eps=STILL)
     with torch.enable_grad():
         for _ in range(STEPS):
             optimizer.zero_grad()
@@ -221,7 +226,8 @@ def _continuous(parts: Parts, start: torch.Tensor, scale: torch.Tensor) -> torch
                 for a, n in enumerate(field.shape)
                 if a and n > 1
             )
-            ((counts * distance).mean() + SMOOTHNESS * bend).backward()
+            # a sum over control points, so that gradients do not shrink with the image
+            (((counts * distance).mean() + SMOOTHNESS * bend) * counts.numel()).backward()
             optimizer.step()
     return _spread(control.detach())
 

@@ -1,10 +1,12 @@
 """Changes of an image at test time: what another scanner, protocol or patient would do to it.
 
 Seven kinds at three strengths each. The second strength of resampling, contrast and rotation is
-what the protocol is named after (5 mm slices, 1.5 times the contrast, 10 degrees); all others are
-our choice: from what a reader hardly sees to what a reader complains about, a ladder as in
-ImageNet-C (Hendrycks & Dietterich, ICLR 2019), which has five steps. Amounts are shares of the
-image's own range, or mm, or degrees, so that CT in HU and MR in arbitrary units are shifted alike.
+what the protocol is named after (5 mm slices, 1.5 times the contrast, 10 degrees). Noise of 1, 3
+and 9 % and fields of 20 and 40 % are levels of BrainWeb (Collins et al., IEEE TMI 17 (1998) 463).
+All others are our choice: from what a reader hardly sees to what a reader complains about, a ladder
+as in ImageNet-C (Hendrycks & Dietterich, ICLR 2019), which has five steps. Amounts are shares of
+the image's own range, or mm, or degrees, so that CT in HU and MR in arbitrary units are shifted
+alike.
 
 Every draw is a hash of (kind, case): a case is always shifted alike, whatever the order, and its
 three strengths are the same draw, more of it. Shape and spacing are kept. ``relative`` images stay

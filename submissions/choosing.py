@@ -31,14 +31,18 @@ LoadEncoder = Callable[[str], "LoadedEncoder"]
 def baselines() -> dict[str, LoadEncoder]:
     """The baselines of a first look, by name.
 
-    Left out are those that need more than this package's own requirements, and the random copies of
-    trained ones, which only matter beside these on real tasks.
+    Left out are those that need more than this package's own requirements, the floors of protocols
+    on maps, and the random copies of trained ones, which only matter beside these on real tasks.
     """
     known = known_baselines()
+
+    def says(name: str, what: str) -> str:
+        return architectures.constant(manifest.read(manifest_path(name)).registered.name, what)
+
     plain = [
         name
         for name in known
-        if not architectures.constant(manifest.read(manifest_path(name)).registered.name, "EXTRA")
+        if not (says(name, "EXTRA") or says(name, "DENSE"))
         and f"{name.removeprefix('random_')}_tiny" not in known
     ]
     return encoders(plain, None, None)

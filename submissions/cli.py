@@ -154,7 +154,7 @@ def evaluate(
     chosen, protocols = choosing.tasks(task or [], suite), choosing.probes(probe)
     loaders = choosing.encoders(encoder, arguments, weights)
     if dry_run:
-        tables.print_plan(dry_runs.plan(work, loaders, chosen, subset))
+        tables.print_plan(dry_runs.plan(work, loaders, chosen, subset, protocols))
         return
     if not any(runner.parts(list(loaders), chosen, part).values()):
         typer.echo(f"Part {shard} has nothing to do: there are fewer (encoder, data set) pairs.")

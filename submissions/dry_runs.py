@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
+from ..benchmark.dense import pyramid
 from ..benchmark.features import batch_size, data_set_of, extract
 from ..benchmark.grids import tile_count
+from ..benchmark.studies import AnyProbe, Study
 from ..benchmark.types import Task
 from .choosing import LoadEncoder
-from .runner import open_task
+from .runner import OpenTask, open_task
 from .session import Session
+
+if TYPE_CHECKING:
+    from .load import LoadedEncoder
 
 LARGEST_SAMPLE = 32
 """Cases that are embedded to know the cost of all, at most."""
+
+
+MAPPED_SAMPLE = 2
+"""Cases whose maps are made, likewise."""
 
 
 @dataclass(frozen=True)
@@ -25,18 +36,24 @@ class Plan:
     task: str
     volumes: int
     forwards: int
-    """Grids to embed; 0 where the features are cached."""
+    """Grids to show the encoder; 0 where the features are cached."""
     memory_mb: float
     """Peak of the whole process so far (CPU), or of the device's allocations for the sample."""
     seconds: float
-    """Of the extraction, extrapolated from the sample; 0 where the features are cached."""
+    """Of the extraction, extrapolated from the sample; 0 where the features are cached. What
+    protocols do with features and maps comes on top."""
     sampled: int
+    what: Literal["embeddings", "maps"] = "embeddings"
 
 
 def plan(
-    work: Session, encoders: Mapping[str, LoadEncoder], tasks: Sequence[Task], subset: bool
+    work: Session,
+    encoders: Mapping[str, LoadEncoder],
+    tasks: Sequence[Task],
+    subset: bool,
+    probes: Sequence[AnyProbe],
 ) -> list[Plan]:
-    """Embed a few cases of each task and extrapolate.
+    """Show the encoders a few cases of each task and extrapolate.
 
     Raises:
         DataError: a task's data cannot be used.
@@ -47,36 +64,65 @@ def plan(
     for load in encoders.values():
         encoder = load(work.device)
         for task in opened:
-            card = task.task.card
-            box = card.field_of_view_mm
-            # a full batch, so that memory is that of a real run
-            n = min(len(task.cases), batch_size(encoder.card, work.device), LARGEST_SAMPLE)
-            sample = task.cases[:n]
-            volumes = (case.load() for case in sample)
-            tiles = sum(
-                tile_count(v.voxels.shape[1:], v.affine, encoder.card, box) for v in volumes
-            )
-            if work.device.startswith("cuda"):
-                import torch
-
-                torch.cuda.reset_peak_memory_stats(work.device)
-            extract(encoder, sample[:1], box, work.device)  # checks, compiles, warms up
-            started = time.perf_counter()
-            extract(encoder, sample, box, work.device, check=False)
-            scale = len(task.cases) / n
-            cached = work.cache.has(encoder, data_set_of(card), task.identity, box, work.device)
-            plans.append(
-                Plan(
-                    encoder.card.name,
-                    card.name,
-                    len(task.cases),
-                    0 if cached else round(tiles * scale),
-                    _peak_memory_mb(work.device),
-                    0.0 if cached else (time.perf_counter() - started) * scale,
-                    n,
-                )
-            )
+            serving = [probe for probe in probes if task.task.card.kind in probe.kinds]
+            if any(not isinstance(probe, Study) for probe in serving):
+                plans.append(_embedding(work, encoder, task))
+            if task.task.card.lattice_mm and any(isinstance(p, Study) for p in serving):
+                plans.append(_mapping(work, encoder, task))
     return plans
+
+
+def _embedding(work: Session, encoder: LoadedEncoder, task: OpenTask) -> Plan:
+    """From a full batch, so that memory is that of a real run."""
+    card, device = task.task.card, work.device
+    box = card.field_of_view_mm
+    n = min(len(task.cases), batch_size(encoder.card, device), LARGEST_SAMPLE)
+    sample = task.cases[:n]
+    volumes = (case.load() for case in sample)
+    tiles = sum(tile_count(v.voxels.shape[1:], v.affine, encoder.card, box) for v in volumes)
+    _forget_peak(device)
+    extract(encoder, sample[:1], box, device)  # checks, compiles, warms up
+    started = time.perf_counter()
+    extract(encoder, sample, box, device, check=False)
+    scale = len(task.cases) / n
+    cached = work.cache.has(encoder, data_set_of(card), task.identity, box, device)
+    return Plan(
+        encoder.card.name,
+        card.name,
+        len(task.cases),
+        0 if cached else round(tiles * scale),
+        _peak_memory_mb(device),
+        0.0 if cached else (time.perf_counter() - started) * scale,
+        n,
+    )
+
+
+def _mapping(work: Session, encoder: LoadedEncoder, task: OpenTask) -> Plan:
+    """Of protocols that need maps; they share them."""
+    card, device = task.task.card, work.device
+    sample = task.cases[:MAPPED_SAMPLE]
+    _forget_peak(device)
+    pyramid(sample[0].load(), encoder, card, device)  # checks, compiles, warms up
+    started = time.perf_counter()
+    shown = [pyramid(case.load(), encoder, card, device).forward_voxels for case in sample]
+    scale = len(task.cases) / len(sample)
+    return Plan(
+        encoder.card.name,
+        card.name,
+        len(task.cases),
+        round(sum(shown) / math.prod(encoder.card.grid.shape) * scale),
+        _peak_memory_mb(device),
+        (time.perf_counter() - started) * scale,
+        len(sample),
+        "maps",
+    )
+
+
+def _forget_peak(device: str) -> None:
+    if device.startswith("cuda"):
+        import torch
+
+        torch.cuda.reset_peak_memory_stats(device)
 
 
 def _peak_memory_mb(device: str) -> float:

@@ -278,11 +278,14 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.globals.update(
-        references=REFERENCES, most_models=MOST_POINTS, sides=_sides, nothing=printing.NOTHING
+        references=REFERENCES,
+        most_models=MOST_POINTS,
+        sides=_sides,
+        nothing=printing.NOTHING,
+        higher_is_better=higher_is_better,
     )
     environment.filters.update(
         metric=printing.metric_title,
-        higher_is_better=higher_is_better,
         score=lambda r: printing.score_text(r.metric, r.score, r.low, r.high),
         interval=lambda r: printing.interval_text(r.metric, r.score, r.low, r.high),
         spread=lambda value: printing.NOTHING if value is None else printing.plain(value, 2),

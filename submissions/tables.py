@@ -158,11 +158,12 @@ def print_plan(plans: Sequence[Plan]) -> None:
     """The cost of a run."""
     _print(
         "Dry run: nothing was stored",
-        ("encoder", "task", "volumes", "forwards", "peak memory", "time", "from"),
+        ("encoder", "task", "what", "volumes", "forwards", "peak memory", "time", "from"),
         [
             (
                 p.encoder,
                 p.task,
+                p.what,
                 p.volumes,
                 p.forwards or "cached",
                 f"{p.memory_mb:,.0f} MB",

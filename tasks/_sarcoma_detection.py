@@ -63,12 +63,13 @@ def box_of(patient: str, shape: Sequence[int], center: Sequence[float]) -> Box:
     return Box((a, b, c), (i, j, k))
 
 
-def task(scan: Literal["ct", "mr"], title: str) -> Task:
+def task(scan: Literal["ct", "mr"], title: str, floor: float) -> Task:
     """Localisation of the tumour on one of the two scans.
 
     Args:
         scan: which.
         title: of the card.
+        floor: CPM of ``detect`` with the baseline ``nothing``, measured.
     """
     base = tumour(scan, title, "", boxed=False)
     card = replace(
@@ -81,9 +82,9 @@ def task(scan: Literal["ct", "mr"], title: str) -> Task:
         data_set=f"{base.card.data_set}_moved",
         note=f"{base.card.note.strip()} The publisher's crops are centered on the tumour: two "
         "thirds of each, at a hashed place, are shown, so that a guess at the middle is off by 3 "
-        "cm on average. The tumour fills much of such a box all the same, and what guessing is "
-        "worth has to be read from the floor, an encoder whose maps are constant. A candidate "
-        "has to be within the tumour's radius of its center, and within 2 cm.",
+        "cm on average. The tumour fills much of such a box all the same: an encoder whose maps "
+        f"are constant reaches a CPM of {floor:g} on the 20 patients at hand, by the place alone. "
+        "A candidate has to be within the tumour's radius of its center, and within 2 cm.",
     )
 
     def cases(root: Path) -> Sequence[Case]:

@@ -2,4 +2,4 @@
 
 from ._sarcoma_detection import task
 
-TASK = task("mr", "Center of a soft-tissue sarcoma on T1 MR")
+TASK = task("mr", "Center of a soft-tissue sarcoma on T1 MR", floor=0.34)

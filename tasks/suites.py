@@ -46,11 +46,13 @@ SUITES: dict[str, tuple[str, ...]] = {
     ),
     "site_leakage": ("ixi_site", "sarcoma_mr_vendor"),
     "dense": ("msd_hippocampus", "sarcoma_ct_tumour", "sarcoma_mr_tumour"),
-    "smoke_dense": ("smoke_tissue",),
+    "registration": ("msd_hippocampus_pairs", "sarcoma_ct_mr"),
+    "detection": ("sarcoma_ct_tumour_detection", "sarcoma_mr_tumour_detection"),
+    "smoke_kinds": ("smoke_tissue", "smoke_pairs", "smoke_lesion_detection", "smoke_survival"),
 }
-"""``core`` holds real tasks, one size per data set, whose downloads are small; ``smoke`` is the
-built-in sanity check; the others are what one publisher or modality offers. ``core`` has nothing
-that is not evidence."""
+"""``core`` holds real tasks, one size per data set, whose downloads are small, and has nothing that
+is not evidence; ``smoke`` is the built-in sanity check, ``smoke_kinds`` that of other kinds of
+questions; the others are what one publisher, modality or kind offers."""
 
 
 def get(name: str) -> tuple[str, ...]:

@@ -33,15 +33,17 @@ BEST = (0.97, 1.0)
 CHANCE = (0.5, 0.5)
 
 
-def corner(index: int, bright: bool, split: str | None = "train") -> tuple[Case, int]:
-    """Noise of SD 1, 2 more in one of eight corners, or, for all to be as bright, in each 1/4."""
+def corner(
+    index: int, bright: bool, split: str | None = "train", even: bool = True
+) -> tuple[Case, int]:
+    """Noise of SD 1, with 2 more in one of eight corners, or 1/4 in each if ``even``."""
     rng = np.random.default_rng(index)
     voxels = rng.normal(size=(1, 8, 8, 8)).astype(np.float32)
     where = int(rng.integers(8))
     if bright:
         x, y, z = (4 * int(i) for i in np.unravel_index(where, (2, 2, 2)))
         voxels[:, x : x + 4, y : y + 4, z : z + 4] += 2
-    else:
+    elif even:
         voxels += 2 / 8
     volume = Volume(voxels, np.eye(4), "relative")
     made = Case(

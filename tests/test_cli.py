@@ -28,7 +28,7 @@ FIELDS = (
 )
 
 
-ALL_PROBES = {probe.name for probe in probes.for_kind("classification")}
+ALL_PROBES = {p.name for p in probes.for_kind("classification")} & set(probes.default())
 
 
 def typed(capsys: pytest.CaptureFixture, *arguments: object) -> tuple[int, str, str]:
@@ -204,7 +204,7 @@ def test_a_kind_that_no_probe_serves_is_told(
     capsys: pytest.CaptureFixture, data_root: Path
 ) -> None:
     base = ("evaluate", "-e", "intensity", "--task", "msd_hippocampus", "--data-root", data_root)
-    code, _, err = typed(capsys, *base, "--subset")
+    code, _, err = typed(capsys, *base, "--subset", "--probe", "linear")
     assert code == 2 and "segmentation" in err
 
 
@@ -454,7 +454,10 @@ def test_quickstart_fills_a_board_without_a_terminal(
     with sqlite3.connect(tmp_path / "board.db") as connection:
         query = "select task, count(distinct model || probe) from results where low < high"
         done = dict(connection.execute(f"{query} group by task").fetchall())
-    n = {kind: len(probes.for_kind(kind)) for kind in ("classification", "regression")}
+    n = {
+        kind: sum(kind in probes.get(name).kinds for name in probes.default())
+        for kind in ("classification", "regression")
+    }
     assert done == {
         "smoke_lesion": len(shown) * n["classification"],
         "smoke_ventricles": len(shown) * n["regression"],

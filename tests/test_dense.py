@@ -453,7 +453,7 @@ def test_memory_is_that_of_the_accumulators_and_one_batch() -> None:
     tiles = voxels / 32**3
     all_maps = tiles * 48 * 16**3 * 4 / 2**20  # MiB: what holding on to them would take
     assert all_maps > 90
-    print(used, all_maps); assert used < all_maps / 2
+    assert used < all_maps / 2
 
 
 # --- cache -----------------------------------------------------------------------------------

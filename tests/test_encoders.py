@@ -64,6 +64,11 @@ def arguments_of(name, **changes):
     return {key: value for key, value in merged.items() if value is not None}
 
 
+def blind(name):
+    """Whether an architecture says the same of every volume, on purpose."""
+    return getattr(architectures.get(name), "BLIND", False)
+
+
 def small(name, **changes):
     return load(name, arguments=arguments_of(name, **changes))
 
@@ -123,10 +128,11 @@ def test_an_encoder_gives_what_its_card_promises(make, name):
 
 
 @encoders
-def test_features_tell_volumes_apart(make, name):
+def test_features_tell_volumes_apart_or_nothing_does(make, name):
     encoder = make(name)
     features = encoder.embed(shown(encoder))
-    assert (features[0] - features[1]).abs().max() > 1e-4
+    apart = float((features[0] - features[1]).abs().max())
+    assert apart == 0 if blind(encoder.manifest["architecture"]["name"]) else apart > 1e-4
 
 
 @encoders
@@ -195,7 +201,7 @@ def test_every_readout_is_another_model_of_the_stated_width(name):
         assert encoder.embed(shown(encoder, 1)).shape == (1, encoder.card.width)
         assert encoder.card.readout == readout
         shas.add(encoder.model_sha)
-    assert len(shas) == len(readouts) >= 2
+    assert len(shas) == len(readouts) >= (1 if blind(name) else 2)
 
 
 @pytest.mark.parametrize("name", sorted(SMALL))

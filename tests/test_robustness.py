@@ -35,11 +35,15 @@ def setting(
 # --- metrics ---------------------------------------------------------------------------------
 
 
-def answered(**scores: Callable[[int], float]) -> pd.DataFrame:
-    """A table of six cases in which each view's probability of class 1 is given by case."""
-    rows: dict[str, list] = {"case": [f"c{i}" for i in range(6)], "target": [0, 0, 0, 1, 1, 1]}
+def answered(times: int = 4, **scores: Callable[[int], float]) -> pd.DataFrame:
+    """Each view's probability of class 1 is given by case; six cases, each so many times."""
+    n = 6 * times
+    rows: dict[str, list] = {
+        "case": [f"c{i}" for i in range(n)],
+        "target": [0, 0, 0, 1, 1, 1] * times,
+    }
     for name in VIEWS:
-        p1 = [scores.get(name, scores["other"])(i) for i in range(6)]
+        p1 = [scores.get(name, scores["other"])(i % 6) for i in range(n)]
         rows |= {f"{name}_p0": [1 - p for p in p1], f"{name}_p1": p1}
     return pd.DataFrame(rows)
 
@@ -101,9 +105,20 @@ def test_a_share_is_that_of_the_gain_over_chance() -> None:
     assert value("kept_score", table) == pytest.approx(6 / 9)
 
 
+def test_a_gain_that_may_be_luck_is_not_kept_in_full() -> None:
+    def barely(i: int) -> float:  # AUROC 6/9
+        return [0.1, 0.4, 0.6, 0.3, 0.5, 0.7][i]
+
+    kept = [value("kept", answered(times, other=barely)) for times in (1, 4, 40)]
+    assert 0 < kept[0] < kept[1] < kept[2] == 1.0
+    luck = np.sqrt((3 + 3 + 1) / (12 * 3 * 3))  # of the AUROC of six cases in random order
+    assert kept[0] == pytest.approx((6 / 9 - 0.5) / (2 * luck))
+    assert value("kept_score", answered(1, other=barely)) == 1.0
+
+
 def test_errors_are_kept_when_they_do_not_grow() -> None:
-    y = np.array([0.0, 1, 2, 3, 4, 10])
-    rows = {"case": [f"c{i}" for i in range(6)], "target": y}
+    y = np.tile([0.0, 1, 2, 3, 4, 10], 9)
+    rows = {"case": [f"c{i}" for i in range(54)], "target": y}
     rows |= {f"{name}_value": y + (1.0 if name == "clean" else 1.5) for name in VIEWS}
     table = pd.DataFrame(rows)
     chance = np.abs(y - np.median(y)).mean()

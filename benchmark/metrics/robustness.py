@@ -7,9 +7,10 @@ The score of a view is AUROC (classification), mean absolute error (regression) 
 both signs turned, each view's share held in [0, 1], then the mean over shifts and strengths. The
 plain quotient flatters: an AUROC that falls from 0.9 to 0.5, a coin's, would have kept 56 %, and a
 model at chance all of it. A model that is no better than chance on clean images has nothing to
-keep: 0. Just above chance the share is hardly defined, and its interval is as wide as that; read
-it beside the clean score. Holding each share at 1 makes a model that loses nothing score slightly
-below 1, by chance.
+keep: 0. Nor can a gain be shared out that might be luck: below ``SURE`` standard errors of a
+score by luck, shares are of that many instead of the clean gain. So a model near chance scores
+low though it loses nothing, all the more on few patients; one well above is not touched. Holding
+each share at 1 makes a model that loses nothing score slightly below 1.
 
 ``kept_score`` is the plain quotient (errors: clean / shifted), for whom the words are to be taken
 literally. Chance keeps 1 of it.
@@ -29,6 +30,10 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+SURE = 2.0
+"""Standard errors: a gain that luck reaches once in 40 times."""
+
+
 class _Scores(NamedTuple):
     """Of the clean images (B,) and of the shifted ones (V, B), and what is known of both."""
 
@@ -36,6 +41,8 @@ class _Scores(NamedTuple):
     shifted: np.ndarray
     chance: np.ndarray
     """(B,) what a prediction that ignores the image scores on the same draw."""
+    luck: np.ndarray
+    """(B,) about the standard error of a score by luck."""
     higher_is_better: bool
 
 
@@ -71,19 +78,33 @@ def _scores(
 ) -> _Scores:
     from . import get
 
+    luck = np.zeros(len(weights))
     if target.ndim == 2:
         metric, chance = get("dice"), np.zeros(len(weights))
     elif prediction.ndim == 3:
         metric, chance = get("auroc"), np.full(len(weights), 0.5)
+        luck = _auroc_by_luck(target, prediction.shape[2], weights)
     else:
         metric = get("mae")
-        middle = np.full(len(target), np.median(target))
-        chance = metric.compute(target, middle, weights, fold)
+        off = np.abs(target - np.median(target))
+        n = weights.sum(1)
+        chance = weights @ off / n
+        luck = np.sqrt(np.maximum(weights @ off**2 / n - chance**2, 0) / n)
     scores = [
         metric.compute(target, np.ascontiguousarray(prediction[:, view]), weights, fold)
         for view in range(prediction.shape[1])
     ]
-    return _Scores(scores[0], np.stack(scores[1:]), chance, metric.higher_is_better)
+    return _Scores(scores[0], np.stack(scores[1:]), chance, luck, metric.higher_is_better)
+
+
+def _auroc_by_luck(target: np.ndarray, n_classes: int, weights: np.ndarray) -> np.ndarray:
+    """(B,) SD of the AUROC of a random order: Mann & Whitney, 1947; the mean over classes."""
+    classes = [1] if n_classes == 2 else [k for k in range(n_classes) if (target == k).any()]
+    found = []
+    for k in classes:
+        a, b = weights @ (target == k), weights @ (target != k)
+        found.append(np.sqrt((a + b + 1) / (12 * np.maximum(a * b, 1))))
+    return np.mean(found, axis=0)
 
 
 def _kept(
@@ -93,9 +114,10 @@ def _kept(
     found = _scores(target, prediction, weights, fold)
     sign = 1 if found.higher_is_better else -1
     clean, shifted = sign * (found.clean - found.chance), sign * (found.shifted - found.chance)
+    whole = np.maximum(clean, SURE * found.luck)
     share = np.zeros(shifted.shape)
-    np.divide(shifted, clean, out=share, where=clean > 0)
-    mean = np.clip(share, 0, 1).mean(0)
+    np.divide(np.minimum(shifted, clean), whole, out=share, where=(clean > 0) & (whole > 0))
+    mean = np.maximum(share, 0).mean(0)
     defined = np.isfinite(clean) & np.isfinite(shifted).all(0)
     return np.where(defined, mean, np.nan)
 

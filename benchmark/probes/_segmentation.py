@@ -91,6 +91,16 @@ def points_of(setting: Setting, row: int, lattice: Lattice, most: int) -> Points
     return Points(index, labels[flat].astype(np.int64), np.concatenate(weight))
 
 
+def some_of(setting: Setting, rows: Sequence[int] | np.ndarray, most: int) -> list[int]:
+    """At most so many of these cases, which ones depends on the task and the cases alone."""
+    card = setting.card
+
+    def place(row: int) -> float:
+        return position(card.name, card.data_version, "some", setting.cases[row].id)
+
+    return sorted((int(row) for row in rows), key=place)[:most]
+
+
 def dice_of(
     truth: np.ndarray, predicted: np.ndarray, weight: np.ndarray, case: np.ndarray, n_classes: int
 ) -> float:

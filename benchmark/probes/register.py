@@ -179,7 +179,7 @@ class _Truth(NamedTuple):
         from .. import deformations
         from ..surfaces import measures
 
-        found = dict.fromkeys(("dice", "hd95", "tre", "epe"), math.nan)
+        found: dict[str, float] = {name: math.nan for name in ("dice", "hd95", "tre", "epe")}
         pulled = self.pulled(displacement)
         if pulled is not None and self.labels is not None:
             classes = 1 + int(max(self.labels.max(), pulled.max()))

@@ -24,7 +24,7 @@ from ..errors import ProbeError
 from ..predictions import HEADLINE
 from ..studies import Setting, Trial, trials, with_val
 from ..types import Answer, Kind
-from ._segmentation import Fit, Ticks, answers, mean_dice, truth_of
+from ._segmentation import Fit, Ticks, answers, mean_dice, some_of, truth_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -132,7 +132,7 @@ def train(
     if not len(rows):
         raise ProbeError("There is no train case. Use a larger part of the data set.")
     # without a val side, which a handful of patients cannot fill, the training cases stand in
-    val = (trial.rows("val") if len(trial.rows("val")) else rows)[:VAL_CASES]
+    val = some_of(setting, trial.rows("val") if len(trial.rows("val")) else rows, VAL_CASES)
     reader = reader_of(setting, rows, pyramids, recipe.crop)
     examples = Examples(setting, pyramids, reader)
     classes = len(setting.card.classes)
@@ -228,7 +228,7 @@ def _crop(
 def _val_dice(
     model: Decoder,
     examples: Examples,
-    rows: Sequence[int] | np.ndarray,
+    rows: Sequence[int],
     device: str,
     classes: int,
 ) -> float:
@@ -237,7 +237,7 @@ def _val_dice(
 
     both, either = np.zeros((len(rows), classes)), np.zeros((len(rows), classes))
     for i, row in enumerate(rows):
-        example, labels = examples.of(int(row))
+        example, labels = examples.of(row)
         x, y, z = example.shape
         truth = labels[:x, :y, :z].ravel()
         found = predicted(model, example, device).argmax(0).ravel()

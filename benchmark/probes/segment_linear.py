@@ -31,6 +31,7 @@ from ._segmentation import (
     answers,
     levels_of,
     points_of,
+    some_of,
 )
 from ._training import resampled_patients
 
@@ -162,22 +163,14 @@ def _choose(
 
     Where a task has too few patients for a val side the training cases stand in.
     """
-    from ..splits import position
-
     card = setting.card
     rows = trial.rows("val")
-    rows = trial.rows("train") if not len(rows) else rows
-    rows = sorted(
-        rows,
-        key=lambda row: position(
-            card.name, card.data_version, "val order", setting.cases[row].patient, int(row)
-        ),
-    )
+    rows = rows if len(rows) else trial.rows("train")
     logits: list[list[np.ndarray]] = [[] for _ in candidates]
     points: list[Points] = []
-    for row in rows[:VAL_CASES]:
-        pyramid = pyramids.of(int(row))
-        points.append(points_of(setting, int(row), pyramid.lattice, VAL_POINTS))
+    for row in some_of(setting, rows, VAL_CASES):
+        pyramid = pyramids.of(row)
+        points.append(points_of(setting, row, pyramid.lattice, VAL_POINTS))
         # all penalties in one pass: their layers stacked
         first = candidates[0]
         stacked = Layer(

@@ -5,7 +5,9 @@ A file of this folder (but for names that begin with ``_``) is an architecture. 
     VERSION: int     raised whenever the same arguments and weights could give other features
     SUMMARY: str     one sentence
     EXTRA: str       the extra of this package that it needs, if any
+    DENSE: str       why it is left out where embeddings alone are compared, if it is
     READOUTS: tuple  the names of its readouts; the first is the default
+    BLIND: bool      True if it says the same of every volume, on purpose
     def build(*, shape, channels, readout, <arguments with types and defaults>) -> Network
 
 ``build`` gets the card's grid shape, its channels (with the region's mask, if it wants one) and

@@ -24,6 +24,7 @@ from ._statistics import moments
 VERSION = 1
 SUMMARY = "MIND-SSC: 12 self-similarities of the neighbourhood of each voxel; no parameters."
 READOUTS = ("moments", "mean")
+DENSE = "for protocols on maps"
 
 SIX = ((-1, 0, 0), (1, 0, 0), (0, -1, 0), (0, 1, 0), (0, 0, -1), (0, 0, 1))
 PAIRS = tuple(

@@ -15,6 +15,7 @@ from ._stages import chosen
 VERSION = 1
 SUMMARY = "One number, the same for every volume and voxel; no parameters."
 READOUTS = ("one",)
+DENSE = "for protocols on maps"
 BLIND = True
 """Its features do not tell volumes apart, on purpose."""
 

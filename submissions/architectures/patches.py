@@ -21,6 +21,7 @@ from ._stages import chosen
 VERSION = 1
 SUMMARY = "Raw neighbourhood of each voxel and its coordinates; no parameters."
 READOUTS = ("products", "moments")
+DENSE = "for protocols on maps"
 
 
 class Patches(nn.Module):

@@ -4,7 +4,7 @@ As in lzl199704/VIS-MAE 24d4c07 and the Swin MAE it builds on (Dai et al., arXiv
 windows of 4 x 4 patches are masked, three in four; their tokens are replaced by a learned one, not
 removed; a mirrored decoder without skips predicts the pixels; the error counts masked patches only,
 and pixels are not normalised per patch. A slice is resized and flipped at random, nothing else.
-Recipe: AdamW (0.9, 0.95), weight decay 0.05, 1e-3 after a warm-up, cosine.
+Recipe: AdamW (0.9, 0.95), weight decay 0.05, 1e-3 (`full`) after a warm-up, cosine.
 """
 
 from __future__ import annotations
@@ -44,14 +44,15 @@ TINY = Preset(
     shape=(64, 64, 48),
     readout="stages",
     steps=4000,
-    batch=16,
-    learning_rate=1e-3,
+    batch=32,
+    # Ours: at the authors' 1e-3, for batches of 640, the loss stood still after 400 steps.
+    learning_rate=3e-4,
     weight_decay=(0.05, 0.05),
     warmup=150,
     clip=5.0,  # ours
     betas=(0.9, 0.95),
     options={"size": 64, "drop_path": 0.0, "synthetic": SYNTHETIC},
-    note="About fifteen minutes on one core.",
+    note="About half an hour on one core.",
 )
 
 FULL = Preset(
