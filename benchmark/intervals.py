@@ -96,7 +96,7 @@ def interval(metric: Metric, score: float, evidence: Evidence, flags: tuple[str,
     q = quantile(freedom)
     if abs(float(e.values.mean()) - score) > BIAS * float(e.values.std()) + 1e-12:
         flags = (*flags, "biased")
-    if _degenerate(e, score) or score == (metric.high if metric.higher_is_better else metric.low):
+    if _degenerate(e, score) or score in (metric.low, metric.high):  # an end has no logit
         flags = (*flags, "degenerate")
         if e.who.n_patients < 2 or (metric.low, metric.high) != (0, 1):
             return replace(nothing, flags=flags)

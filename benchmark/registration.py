@@ -63,7 +63,7 @@ CHUNK = 81
 
 UNLIKE = 2.0
 """Expected squared distance of two unrelated points, in units of the features' total variance:
-what it costs to be matched to where the moving image does not reach."""
+the cost of a candidate where there is no image."""
 
 
 def register(
@@ -133,7 +133,8 @@ def _discrete(parts: Parts, scale: torch.Tensor, unlike: float) -> torch.Tensor:
     import torch
 
     fixed, moving, seen = parts
-    # where the moving image does not reach, nothing pulls: the field follows its neighbours
+    # where the moving image does not reach, nothing pulls: the field follows its neighbours. Else
+    # the moving image is stretched over all of the fixed one
     everywhere = torch.ones_like(seen)
     there = _coupled(_costs(fixed, moving, seen, seen, unlike), scale)
     back = _coupled(_costs(moving, fixed, everywhere, seen, unlike), scale)

@@ -48,8 +48,10 @@ CARD = replace(
     "publisher's, so that both masks are one, and the scans as they are overlap perfectly. The MR "
     f"is therefore moved by {SHIFT_MM:g} mm and turned by {TURN_DEG:g} degrees, in a direction and "
     "about an axis hashed from the patient, and has to find back. The end-point error is that of "
-    "the tumour's voxels; what the publisher's registration left is part of the truth. 51 "
-    "patients: intervals are wide.",
+    "the tumour's voxels. What the publisher's registration left is part of the truth: from the "
+    "scans as they are, MIND descriptors end as far from it as from the moved ones (four patients: "
+    "6.7 mm, Dice 0.88), so nobody should be expected to reach a Dice of 1. 51 patients: intervals "
+    "are wide.",
 )
 
 

@@ -346,3 +346,21 @@ def test_all_numbers_of_stability_come_with_intervals_from_the_stored_table(tmp_
     assert icc.score is not None and icc.low is not None and icc.high is not None
     assert icc.low < icc.score < icc.high
     assert rows["neighbours"].score is not None
+
+
+def test_a_clean_score_at_chance_still_gets_an_interval() -> None:
+    # clean: no gain on the whole sample, some on many of its draws
+    rng = np.random.default_rng(0)
+    p1 = rng.permutation(20) / 20
+    target = np.arange(20) % 2
+    if metrics.get("auroc")(target, np.stack([1 - p1, p1], 1)) > 0.5:
+        p1 = 1 - p1
+    rows = {"case": [f"c{i}" for i in range(20)], "patient": [f"p{i}" for i in range(20)]}
+    table = pd.DataFrame(rows | {"target": target, "repeat": 0, "fold": 0, "refit": -1})
+    for name in VIEWS:
+        table[f"{name}_p0"], table[f"{name}_p1"] = 1 - p1, p1
+    about = predictions.Provenance(
+        "toy", "0", "toy", 1, "shift", 1, "robustness", 2, False, False, 0.0, "cpu", "", "", ""
+    )
+    kept = next(r for r in evaluate.score(table, about).results if r.metric == "kept")
+    assert kept.score == 0.0 and kept.low == 0.0 and kept.high is not None and kept.high > 0.1
