@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from ..dense import Pyramid
     from ..dense_cache import Pyramids
 
-PENALTIES = 10.0 ** np.arange(0, 5)
+PENALTIES = 10.0 ** np.arange(1, 6)
 """C, which multiplies the mean log-loss over voxels: from a layer that is hardly more than the
 prior to one that is hardly penalised, on components of SD 1."""
 
