@@ -42,7 +42,8 @@ class Pair:
     """The same structures in both images, under the same labels."""
     displacement: Callable[[], np.ndarray] | None = None
     """(3, X, Y, Z) mm along the axes of the fixed image's array (RAS+): from each voxel of the
-    fixed image to its point in the moving image. Known of simulated pairs."""
+    fixed image to its point in the moving image; NaN where that is not known. Of simulated
+    pairs."""
     landmarks: Callable[[], tuple[np.ndarray, np.ndarray]] | None = None
     """(L, 3) points in the fixed and (L, 3) in the moving image, scanner mm (RAS+)."""
 

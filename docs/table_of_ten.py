@@ -1,6 +1,6 @@
 """The tables of docs/baselines.md from a database of scores: print them as Markdown.
 
-tomoprobe evaluate --suite core ... --db ten.db
+tomoprobe evaluate --suite core --task msd_hippocampus --task msd_hippocampus_pairs ... --db ten.db
 python docs/table_of_ten.py ten.db
 """
 
@@ -22,7 +22,7 @@ from tomoprobe.leaderboard import db
 from tomoprobe.tasks import suites
 
 SYSTEMS = ("anatomix", "braindino", "coralbay", "cspr", "vismae")
-FLOORS = ("intensity", "texture", "radiomics")
+FLOORS = ("intensity", "texture", "radiomics", "patches", "mind", "nothing")
 SHARED_PATIENTS = "sarcoma"
 """Tasks whose names begin so have the same patients: their errors are added as if one."""
 
@@ -65,10 +65,13 @@ class Column:
     def scale(self) -> float:
         """Normalised units per unit of the metric.
 
-        AUROC: 0 is chance and 1 is perfect. MAE: 0 is the best constant and 1 is no error.
+        AUROC: 0 is chance and 1 is perfect. MAE: 0 is the best constant and 1 is no error. Dice is
+        taken as it is.
         """
         if self.question.metric == "auroc":
             return 2.0
+        if self.question.metric in ("dice", "warped_dice"):
+            return 1.0
         table = headline_of(next(iter(self.stored.values()))[0])
         target = table.drop_duplicates("case")["target"].to_numpy()
         return -1 / float(np.abs(target - np.median(target)).mean())
@@ -76,7 +79,8 @@ class Column:
     def normalised(self, model: str) -> float:
         """The score of a model between nothing (0) and everything (1)."""
         score, scale = self.rows[model].score, self.scale
-        return scale * (score - 0.5) if scale > 0 else 1 + scale * score
+        zero = {"auroc": 0.5, "mae": -1 / scale}.get(self.question.metric, 0.0)
+        return scale * (score - zero)
 
     @cache  # noqa: B019  # as long-lived as the script
     def against(self, reference: str) -> Mapping[str, Difference]:
@@ -133,36 +137,55 @@ def main(path: Path) -> None:
     """Print the tables."""
     engine = db.connect(f"sqlite:///{path.absolute()}")
     core = [
-        Question(task, "linear", "auroc" if "sex" in task or "mnist" in task else "mae")
-        for task in suites.get("core")
+        Column(engine, Question(t, "linear", "auroc" if "sex" in t or "mnist" in t else "mae"))
+        for t in suites.get("core")
     ]
-    few = Question("adrenal_mnist3d", "few_shot", "auroc", 20)
-    columns = [Column(engine, question) for question in core]
-    shown = [*columns, Column(engine, few)]
-    floors = [name for name in FLOORS if name in columns[0].rows]
+    dense = [
+        Column(engine, Question("msd_hippocampus", "segment_linear", "dice")),
+        Column(engine, Question("msd_hippocampus_pairs", "register", "warped_dice")),
+    ]
+    columns = [*core, *dense]
+    shown = [*columns, Column(engine, Question("adrenal_mnist3d", "few_shot", "auroc", 20))]
+    sizes = [f"{c.question.title} (n={next(iter(c.rows.values())).n_test})" for c in shown]
+    floors = [name for name in FLOORS if any(name in c.rows for c in columns)]
     models = [f"{s}_tiny" for s in SYSTEMS] + [f"random_{s}" for s in SYSTEMS] + floors
-    header = ["model", "mean normalised, linear"]
+
+    def mean(model: str, over: list[Column]) -> str:
+        scores = [c.normalised(model) for c in over if model in c.rows]
+        return f"{np.mean(scores):.3f}" if len(scores) == len(over) else "-"
+
+    def shown_in(column: Column, model: str) -> str:
+        row = column.rows.get(model)
+        return "-" if row is None else f"{row.score:.3g} [{row.low:.3g}, {row.high:.3g}]"
+
     lines = [
-        [m, f"{np.mean([c.normalised(m) for c in columns]):.3f}"]
-        + [f"{c.rows[m].score:.3g} [{c.rows[m].low:.3g}, {c.rows[m].high:.3g}]" for c in shown]
+        [m, mean(m, columns), mean(m, core), mean(m, dense), *(shown_in(c, m) for c in shown)]
         for m in models
     ]
-    lines.sort(key=lambda line: -float(line[1]))
-    sizes = [f"{c.question.title} (n={c.rows[models[0]].n_test})" for c in shown]
+    lines.sort(key=lambda line: -1.0 if line[1] == "-" else float(line[1]), reverse=True)
+    header = ["model", "mean of 8", "of 6, linear", "of 2, dense"]
     print(table(header + sizes, lines), end="\n\n")  # noqa: T201
     means = [mean_difference(columns, f"{s}_tiny", f"random_{s}") for s in SYSTEMS]
-    adjusted = holm([mean.p for mean in means])
+    adjusted = holm([found.p for found in means])
     lines = []
-    for system, mean, p in zip(SYSTEMS, means, adjusted, strict=True):
+    for system, found, p in zip(SYSTEMS, means, adjusted, strict=True):
+        of_dense = mean_difference(dense, f"{system}_tiny", f"random_{system}")
         pairs = [c.against(f"random_{system}")[f"{system}_tiny"] for c in shown]
-        cells = [cell(found, c.scale) for found, c in zip(pairs, shown, strict=True)]
-        lines.append([system, str(mean), f"{p:.3f}", *cells])
-    print(table(["trained - random", "mean", "p (Holm)", *sizes], lines), end="\n\n")  # noqa: T201
+        cells = [cell(d, c.scale) for d, c in zip(pairs, shown, strict=True)]
+        lines.append([system, str(found), f"{p:.3f}", str(of_dense), *cells])
+    header = ["trained - random", "mean of 8", "p (Holm)", "of 2, dense"]
+    print(table(header + sizes, lines), end="\n\n")  # noqa: T201
     lines = []
     for system in SYSTEMS:
-        ours = [str(mean_difference(columns, f"{system}_tiny", floor)) for floor in floors]
+        ours = [
+            str(mean_difference(over, f"{system}_tiny", floor))
+            if (over := [c for c in columns if floor in c.rows])
+            else "-"
+            for floor in floors
+        ]
         lines.append([system, *ours])
-    print(table(["trained - floor, mean", *floors], lines))  # noqa: T201
+    told = [f"{f} ({sum(f in c.rows for c in columns)} tasks)" for f in floors]
+    print(table(["trained - floor, mean", *told], lines))  # noqa: T201
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import httpx
 import pytest
 import sqlalchemy as sa
 
+from tomoprobe.benchmark.paths import cache_home
 from tomoprobe.leaderboard import queue
 from tomoprobe.leaderboard.intake_records import Submission
 from tomoprobe.submissions import baselines, isolation, logins
@@ -153,7 +154,9 @@ def test_a_reference_encoder_is_submitted_like_anybodys(
     theirs = platform.rows(model=found.model_sha)
     assert {(row["model"], row["origin"]) for row in theirs} == {(name, "verified")}
     assert name in platform.page(f"/?probe={PROBE}")
-    # the same on one's own machine
+    # the same on one's own machine, which has the cohort but none of these features
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "smoke").symlink_to(cache_home() / "smoke")
     monkeypatch.setenv("TOMOPROBE_HOME", str(tmp_path / "home"))
     code, _, err = run(
         *("evaluate", "-e", packed / "manifest.toml", "--task", TASK, "--probe", PROBE),
