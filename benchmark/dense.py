@@ -9,30 +9,29 @@ encoder is read at the same points and a model that picks a finer grid gains not
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from . import intensity
 from .errors import EncoderError
 from .features import FrozenEncoder
-from .lattice import Lattice, labels_on, lattice_of, to_native
-from .sliding_window import blended, show
-from .types import Shape, TaskCard, Volume
-
-__all__ = [
-    "Lattice",
-    "Level",
-    "Pyramid",
-    "labels_on",
-    "lattice_of",
-    "pyramid",
-    "spread",
-    "to_native",
-]
+from .lattice import Lattice, lattice_of
+from .sliding_window import blended, check_alone, show
+from .types import Intensity, MinMax, Shape, TaskCard, Unit, Volume, Window
 
 LARGEST_HALF = 6e4
 """Magnitude up to which a level is kept in float16, whose largest number is 65504."""
+
+IMAGE: Mapping[Unit, Intensity] = {
+    "HU": Window(-1000.0, 1000.0),
+    "scanner": MinMax(),
+    "relative": Window(0.0, 1.0),
+}
+"""How the image itself is scaled for protocols that see it beside the maps: from air to dense bone,
+by percentiles, or not. Not the encoder's own transform: a display window that hides the lung would
+take the image from one encoder and leave it to another."""
 
 LEAST_HALF = 1e-2
 """A level whose largest magnitude is below this is kept in float32: float16 has all its digits only
@@ -61,7 +60,7 @@ class Pyramid:
     levels: tuple[Level, ...]
     """One per map of the encoder, fine to coarse; none for an encoder without maps."""
     image: np.ndarray
-    """(C, *lattice.shape) float32: the image after the encoder's intensity transform."""
+    """(C, *lattice.shape) float32: the image itself, scaled alike for every encoder."""
     forward_voxels: int
     """What the encoder was shown, the overlap of tiles and padding counted."""
 
@@ -124,7 +123,13 @@ def _points(values: np.ndarray, where: np.ndarray) -> np.ndarray:
     return out
 
 
-def pyramid(volume: Volume, encoder: FrozenEncoder, card: TaskCard, device: str = "cpu") -> Pyramid:
+def pyramid(
+    volume: Volume,
+    encoder: FrozenEncoder,
+    card: TaskCard,
+    device: str = "cpu",
+    check: bool = False,
+) -> Pyramid:
     """Run an encoder over an image and bring its maps to the task's lattice.
 
     Args:
@@ -132,38 +137,55 @@ def pyramid(volume: Volume, encoder: FrozenEncoder, card: TaskCard, device: str 
         encoder: on its device; one that describes a region gets a mask of zeros.
         card: of the task.
         device: "cpu" or "cuda[:i]".
+        check: whether a tile's maps depend on its neighbours in the batch; once is enough.
 
     Raises:
-        EncoderError: other maps than its card promises, NaN, more voxels than the task allows, or
-            an encoder that does not take the image's unit.
+        EncoderError: other maps than its card promises, NaN, maps that depend on the batch, more
+            voxels than the task allows, or an encoder that does not take the image's unit.
         ProbeError: the task states no lattice.
         VolumeError: channels that the encoder cannot take, axes not in RAS+ order, or too large.
     """
+    lattice = lattice_of(volume.voxels.shape[1:], volume.affine, card)
+    image = _image(volume, lattice)
+    if not encoder.card.strides:
+        return Pyramid(lattice, (), image, 0)
+    shown = show(volume, encoder.card, card.field_of_view_mm, lattice.spacing)
+    voxels = len(shown.layout.corners) * int(np.prod(encoder.card.grid.shape))
+    check_forward_voxels(voxels, encoder.card.name, card)
+    if check:
+        check_alone(encoder, shown, device)
+    blends = blended(encoder, shown, lattice, device)
+    levels = tuple(Level(_narrow(b.total), b.factor, b.mm) for b in blends)
+    return Pyramid(lattice, levels, image, voxels)
+
+
+def _image(volume: Volume, lattice: Lattice) -> np.ndarray:
+    """(C, *lattice.shape) float32, after ``IMAGE``."""
     from . import interpolation
 
-    lattice = lattice_of(volume.voxels.shape[1:], volume.affine, card)
-    shown = show(volume, encoder.card, card.field_of_view_mm)
     image = np.empty((len(volume.voxels), *lattice.shape), np.float32)
-    for channel, voxels, ramp in zip(image, volume.voxels, shown.ramps, strict=True):
+    for channel, voxels in zip(image, volume.voxels, strict=True):
         samples = [
             interpolation.Samples.at(p, n)
             for p, n in zip(lattice.positions, voxels.shape, strict=True)
         ]
         channel[:] = interpolation.trilinear(voxels, *samples)
-        interpolation.ramp(channel.reshape(-1), *ramp)
-    if not encoder.card.strides:
-        return Pyramid(lattice, (), image, 0)
-    voxels = len(shown.layout.corners) * int(np.prod(encoder.card.grid.shape))
+        interpolation.ramp(channel.reshape(-1), *intensity.fit(IMAGE[volume.unit], channel))
+    return image
+
+
+def check_forward_voxels(voxels: int, name: str, card: TaskCard) -> None:
+    """Refuse an encoder that is shown more of one scan than the task allows.
+
+    Raises:
+        EncoderError: it is.
+    """
     if card.forward_voxels is not None and voxels > card.forward_voxels:
         raise EncoderError(
-            f"Encoder '{encoder.card.name}' would be shown {voxels:,} voxels of one scan, in "
-            f"{len(shown.layout.corners)} tiles; task '{card.name}' allows "
-            f"{card.forward_voxels:,}. Use a coarser spacing, a larger grid with less padding, or "
-            "less overlap on the encoder's card."
+            f"Encoder '{name}' would be shown {voxels:,} voxels of one scan, in overlapping tiles; "
+            f"task '{card.name}' allows {card.forward_voxels:,}. Use a coarser spacing, a larger "
+            "grid with less padding, or less overlap on the encoder's card."
         )
-    blends = blended(encoder, shown, lattice, device)
-    levels = tuple(Level(_narrow(b.total), b.factor, b.mm) for b in blends)
-    return Pyramid(lattice, levels, image, voxels)
 
 
 def _narrow(values: np.ndarray) -> np.ndarray:

@@ -8,20 +8,22 @@ from __future__ import annotations
 
 import json
 import random
+import time
 from pathlib import Path
 
 import numpy as np
 
 from .cache import MAPS, move_into_place
-from .dense import Level, Pyramid, lattice_of, pyramid
-from .errors import DataError, TomoprobeError
+from .dense import Level, Pyramid, check_forward_voxels, pyramid
 from .features import data_set_of
 from .hashing import sha_of
+from .inputs import loaded
+from .lattice import lattice_of
 from .studies import Setting
 from .types import Case
 from .volumes import PREPROCESSING_VERSION
 
-VERSION = 1
+VERSION = 2
 """Raised whenever a value of a kept pyramid would differ."""
 
 
@@ -30,6 +32,8 @@ class Pyramids:
 
     def __init__(self, setting: Setting) -> None:
         self._setting = setting
+        self._counted: set[Path] = set()
+        self._checked = False
         card, encoder = setting.card, setting.encoder
         self.key = sha_of(
             {
@@ -76,30 +80,30 @@ class Pyramids:
             lock = FileLock(path.with_suffix(".lock"))
             lock.acquire()
         try:
+            started = time.perf_counter()
             kept = self._read(path, case)
             if kept is None:
-                kept = self._make(case)
+                made = self._make(case)
                 with cache.writing():
-                    self._write(path, case, kept)
-            return kept
+                    self._write(path, case, made, time.perf_counter() - started)
+                self._counted.add(path)
+                return made
+            found, seconds = kept
+            if path not in self._counted:  # once, however often a study reads it
+                self._counted.add(path)
+                self._setting.earlier_s.append(seconds - (time.perf_counter() - started))
+            return found
         finally:
             lock.release()
 
     def _make(self, case: Case) -> Pyramid:
         setting = self._setting
-        try:
-            volume = case.load()
-        except TomoprobeError:
-            raise
-        except Exception as error:  # a task's own code can fail in any way
-            raise DataError(
-                f"Case '{case.id}' cannot be loaded: {type(error).__name__}: {error}. Check its "
-                "file, or the task's load()."
-            ) from error
-        return pyramid(volume, setting.encoder, setting.card, setting.device)
+        volume = loaded(case, "image", case.load)
+        check, self._checked = not self._checked, True
+        return pyramid(volume, setting.encoder, setting.card, setting.device, check)
 
-    def _read(self, path: Path, case: Case) -> Pyramid | None:
-        """None where the file is missing or not ours."""
+    def _read(self, path: Path, case: Case) -> tuple[Pyramid, float] | None:
+        """And the seconds that it took to make; None where the file is missing or not ours."""
         from safetensors import SafetensorError, safe_open
 
         if not path.exists():
@@ -115,12 +119,15 @@ class Pyramids:
                     for i, (factor, mm) in enumerate(facts["levels"])
                 )
                 image, affine = file.get_tensor("image"), file.get_tensor("affine")
-        except (SafetensorError, OSError):
+                seconds = float(facts["seconds"])
+        except (SafetensorError, OSError, KeyError, ValueError):
             return None  # unreadable: extract again
+        encoder = self._setting.encoder
+        check_forward_voxels(facts["forward_voxels"], encoder.card.name, self._setting.card)
         lattice = lattice_of(facts["image_shape"], affine, self._setting.card)
-        return Pyramid(lattice, levels, image, facts["forward_voxels"])
+        return Pyramid(lattice, levels, image, facts["forward_voxels"]), seconds
 
-    def _write(self, path: Path, case: Case, made: Pyramid) -> None:
+    def _write(self, path: Path, case: Case, made: Pyramid, seconds: float) -> None:
         from safetensors.numpy import save
 
         encoder = self._setting.encoder
@@ -128,6 +135,7 @@ class Pyramids:
             "image_shape": made.lattice.image_shape,
             "levels": [(level.factor, level.mm) for level in made.levels],
             "forward_voxels": made.forward_voxels,
+            "seconds": seconds,
         }
         meta = {
             "key": self.key,

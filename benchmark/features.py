@@ -10,6 +10,7 @@ import random
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeVar
@@ -147,19 +148,18 @@ def extract(
     import torch
 
     card = encoder.card
-    before = buffers_sha(encoder.module)
     out = np.empty((len(cases), card.width), np.float32)
     batch = batch_size(card, device)
     checked = not check
     done = 0
     chunks = _chunks(cases, batch, shuffled=getattr(encoder, "shuffled", False))
-    with torch.inference_mode():
+    with torch.inference_mode(), frozen(encoder):
         for rows, tiles, counts in _batches(cases, chunks, card, field_of_view_mm, batch):
             x = torch.from_numpy(tiles)
             if not checked:
                 _check_batch_independence(encoder, x[:1].to(device))
                 checked = True
-            features = _embed(encoder, x, batch, device)
+            features = embedded(encoder, x, batch, device)
             starts = np.concatenate([[0], np.cumsum(counts)])
             for row, start, stop in zip(rows, starts[:-1], starts[1:], strict=True):
                 part = features[start:stop]
@@ -167,11 +167,6 @@ def extract(
             done += len(rows)
             if progress:
                 progress(done, len(cases))
-    if buffers_sha(encoder.module) != before:
-        raise EncoderError(
-            f"Encoder '{card.name}' changed its buffers while embedding. A frozen encoder keeps "
-            "them: call eval() on every part and do not update running statistics."
-        )
     return out
 
 
@@ -231,7 +226,7 @@ def _batches(
         pool.shutdown(cancel_futures=True)  # after a failure nobody waits for what was queued
 
 
-def _embed(encoder: FrozenEncoder, x: torch.Tensor, batch: int, device: str) -> np.ndarray:
+def embedded(encoder: FrozenEncoder, x: torch.Tensor, batch: int, device: str) -> np.ndarray:
     """(T, C, X, Y, Z) -> (T, F), checked."""
 
     def part(start: int, stop: int) -> np.ndarray:
@@ -335,6 +330,22 @@ def _check_batch_independence(encoder: FrozenEncoder, x: torch.Tensor) -> None:
             f"alone and beside another differs by {worst:.2g} of a feature's size (allowed "
             f"{BATCH_TOLERANCE:g}). Every volume has to be embedded by itself: put BatchNorm into "
             "eval() and remove normalisation over the batch."
+        )
+
+
+@contextmanager
+def frozen(encoder: FrozenEncoder) -> Iterator[None]:
+    """Check that the encoder is the same afterwards.
+
+    Raises:
+        EncoderError: its buffers changed.
+    """
+    before = buffers_sha(encoder.module)
+    yield
+    if buffers_sha(encoder.module) != before:
+        raise EncoderError(
+            f"Encoder '{encoder.card.name}' changed its buffers while it ran. A frozen encoder "
+            "keeps them: call eval() on every part and do not update running statistics."
         )
 
 

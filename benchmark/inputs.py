@@ -2,12 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeVar
+
 import numpy as np
 
 from .errors import DataError, MaskError, TomoprobeError
 from .grids import mask_to_grid, tile_count, to_tiles
 from .types import Case, EncoderCard, Triple, Volume
 from .volumes import check_same_grid
+
+T = TypeVar("T")
+
+
+def loaded(case: Case, what: str, load: Callable[[], T]) -> T:
+    """What a task's own function loads, or a typed error.
+
+    Args:
+        case: whose.
+        what: is loaded, for the message, e.g. ``"image"``.
+        load: of the task.
+
+    Raises:
+        DataError: it fails.
+    """
+    try:
+        return load()
+    except TomoprobeError:
+        raise
+    except Exception as error:  # a task's own code can fail in any way
+        raise DataError(
+            f"The {what} of case '{case.id}' cannot be loaded: {type(error).__name__}: {error}. "
+            "Check its file, or the task's load()."
+        ) from error
 
 
 def tiles_of(case: Case, card: EncoderCard, field_of_view_mm: Triple | None) -> np.ndarray:
@@ -20,19 +47,11 @@ def tiles_of(case: Case, card: EncoderCard, field_of_view_mm: Triple | None) -> 
         DataError: the image or its region cannot be used.
         EncoderError: see ``to_tiles``.
     """
-    try:
-        volume = case.load()
-        tiles = to_tiles(volume, card, field_of_view_mm)
-        if not card.region:
-            return tiles
-        return np.concatenate([tiles, _region(case, volume, card, field_of_view_mm)], axis=1)
-    except TomoprobeError:
-        raise
-    except Exception as error:  # a task's own code can fail in any way
-        raise DataError(
-            f"Case '{case.id}' cannot be loaded: {type(error).__name__}: {error}. Check its file, "
-            "or the task's load()."
-        ) from error
+    volume = loaded(case, "image", case.load)
+    tiles = to_tiles(volume, card, field_of_view_mm)
+    if not card.region:
+        return tiles
+    return np.concatenate([tiles, _region(case, volume, card, field_of_view_mm)], axis=1)
 
 
 def _region(
@@ -46,7 +65,7 @@ def _region(
     if case.region is None:
         tiles = tile_count(volume.voxels.shape[1:], volume.affine, card, field_of_view_mm)
         return np.zeros((tiles, 1, *card.grid.shape), np.float32)
-    mask, affine = case.region.load()
+    mask, affine = loaded(case, "region", case.region.load)
     try:
         check_same_grid(volume, affine, mask.shape)
     except MaskError as error:

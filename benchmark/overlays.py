@@ -8,14 +8,31 @@ vision can tell apart.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 
 from . import panels
-from .panels import FIXED, MOVING, PLANES, Window
-from .types import Triple
+from .panels import FIXED, MOVING, PLANES
+from .types import Triple, Unit
+
+logger = logging.getLogger(__name__)
+
+
+@contextmanager
+def optional(what: str) -> Iterator[None]:
+    """Log a warning where a picture cannot be drawn or written: the scores are worth more.
+
+    Args:
+        what: the picture is of.
+    """
+    try:
+        yield
+    except Exception as error:  # of the image, the font or the disk; none is worth a run
+        logger.warning("No picture of %s: %s", what, str(error) or type(error).__name__)
 
 
 def overlay(
@@ -25,7 +42,7 @@ def overlay(
     predicted: np.ndarray,
     spacing: Triple,
     classes: Sequence[str],
-    window: Window | None = None,
+    unit: Unit,
     title: str = "",
 ) -> None:
     """Draw an image, its true and its predicted label map side by side, as PNG.
@@ -40,14 +57,14 @@ def overlay(
         predicted: (X, Y, Z) likewise.
         spacing: mm along X, Y, Z.
         classes: their names, background first.
-        window: the values that become black and white; None: percentiles 0.5 and 99.5.
+        unit: of the image's values; decides what is black and white, see ``panels.gray_scale``.
         title: a line above, such as the case and its score.
 
     Raises:
         StorageError: the file cannot be written.
     """
     point = panels.center(truth if truth.any() else predicted, image.shape)
-    shown = window or panels.window(image)
+    shown = panels.gray_scale(image, unit)
     rows = []
     for plane in PLANES:
         alone = panels.picture(image, plane, point, spacing, shown)
@@ -63,12 +80,11 @@ def checkerboard(
     moved: np.ndarray,
     before: np.ndarray,
     spacing: Triple,
+    units: tuple[Unit, Unit],
     *,
     fixed_labels: np.ndarray | None = None,
     moved_labels: np.ndarray | None = None,
     before_labels: np.ndarray | None = None,
-    fixed_window: Window | None = None,
-    moving_window: Window | None = None,
     title: str = "",
 ) -> None:
     """Draw a registration, as PNG: both images, and squares of one in turn with the other.
@@ -83,19 +99,20 @@ def checkerboard(
         moved: (X, Y, Z) the moving image on the fixed one's voxels, after registration.
         before: (X, Y, Z) likewise, before registration.
         spacing: mm along X, Y, Z.
+        units: of the values of the fixed and of the moving image; they decide what is black and
+            white, see ``panels.gray_scale``.
         fixed_labels: (X, Y, Z) integers, of the fixed image.
         moved_labels: (X, Y, Z) integers, of the moving image, warped like it.
         before_labels: (X, Y, Z) integers, of the moving image before registration.
-        fixed_window: the values that become black and white; None: percentiles 0.5 and 99.5.
-        moving_window: likewise of the moving image, before and after.
         title: a line above.
 
     Raises:
         StorageError: the file cannot be written.
     """
     point = panels.center(fixed_labels, fixed.shape)
-    of_fixed = fixed_window or panels.window(fixed)
-    of_moving = moving_window or panels.window(moved)
+    of_fixed, of_moving = (
+        panels.gray_scale(image, unit) for image, unit in zip((fixed, moved), units, strict=True)
+    )
     images = ((fixed, of_fixed), (before, of_moving), (moved, of_moving))
     rows = []
     for plane in PLANES:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from .errors import StorageError
-from .types import Shape, Triple
+from .types import Shape, Triple, Unit
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -27,8 +27,23 @@ OKABE_ITO = (
 )
 """Orange, sky blue, bluish green, yellow, vermilion, reddish purple, blue: classes 1 to 7."""
 
+SOFT_TISSUE = (-160.0, 240.0)
+"""HU; level 40 and width 400, the usual setting for abdomen and muscle."""
+
+WIDE = (-1000.0, 400.0)
+"""HU; from air to dense bone, where a good part of the image is lung."""
+
+LUNG = (-950.0, -500.0)
+"""HU of aerated lung; air around the patient is below."""
+
+LUNG_SHARE = 0.15
+"""Of the image: above, a soft-tissue window would show mainly black."""
+
 PERCENTILES = (0.5, 99.5)
-"""Of the image: what becomes black and white."""
+"""What becomes black and white in images without a physical unit."""
+
+LOOKED_AT = 1_000_000
+"""Voxels, spread over the image, that decide its gray scale: more do not change it visibly."""
 
 SIDE = 300
 """Pixels of the longest side of the box."""
@@ -53,7 +68,6 @@ TEXT = (232, 234, 237)
 FIXED, MOVING = OKABE_ITO[1], OKABE_ITO[0]
 """Borders of labels of the two images of a registration."""
 
-Window = tuple[float, float]
 Color = tuple[int, int, int]
 
 
@@ -68,6 +82,33 @@ def color(label: int) -> Color:
     light += (1 - light) * (1 - 0.6**turn)
     r, g, b = (round(255 * c) for c in colorsys.hls_to_rgb(hue, light, depth))
     return (r, g, b)
+
+
+# --- gray scales ---------------------------------------------------------------------------------
+
+
+class Grays(NamedTuple):
+    """What of an image is black and what is white."""
+
+    black: float
+    white: float
+    said: str
+    """In words, with the unit."""
+
+
+def gray_scale(image: np.ndarray, unit: Unit) -> Grays:
+    """How an image (X, Y, Z) is shown: HU in a window, [0, 1] whole, others by percentiles."""
+    if unit == "relative":
+        return Grays(0.0, 1.0, "0 to 1")
+    step = max(1, round((image.size / LOOKED_AT) ** (1 / 3)))
+    some = image[::step, ::step, ::step]
+    if unit == "HU":
+        lung = np.mean((some > LUNG[0]) & (some < LUNG[1]))
+        low, high = WIDE if lung > LUNG_SHARE else SOFT_TISSUE
+        return Grays(low, high, f"{low:.0f} to {high:.0f} HU".replace("-", "−"))
+    low, high = np.percentile(some, PERCENTILES)
+    said = f"percentiles {PERCENTILES[0]:g} to {PERCENTILES[1]:g}"
+    return Grays(float(low), float(high), said)
 
 
 # --- planes --------------------------------------------------------------------------------------
@@ -100,45 +141,44 @@ def center(labels: np.ndarray | None, shape: Sequence[int]) -> Shape:
     return (x, y, z)
 
 
-def window(image: np.ndarray) -> Window:
-    """Percentiles of an image (X, Y, Z), of about a million voxels spread over it."""
-    step = max(1, round((image.size / 1_000_000) ** (1 / 3)))
-    low, high = np.percentile(image[::step, ::step, ::step], PERCENTILES)
-    return float(low), float(high)
+def scaled(values: np.ndarray, grays: Grays) -> np.ndarray:
+    """Gray values as float32, 0 black and 1 white."""
+    low, high, _ = grays
+    return np.clip((values.astype(np.float32) - low) / max(high - low, 1e-12), 0, 1)
 
 
 def picture(
-    image: np.ndarray, plane: Plane, point: Shape, spacing: Triple, shown: Window
+    image: np.ndarray, plane: Plane, point: Shape, spacing: Triple, grays: Grays
 ) -> np.ndarray:
     """The plane through a voxel of an image (X, Y, Z): (height, width, 3) uint8."""
     from PIL import Image
 
-    low, high = shown
-    scaled = (_cut(image, plane, point).astype(np.float32) - low) / max(high - low, 1e-12)
-    gray = np.rint(255 * np.clip(scaled, 0, 1)).astype(np.uint8)
-    size = _pixels(plane, image.shape, spacing)
+    gray = np.rint(255 * scaled(cut(image, plane, point), grays)).astype(np.uint8)
+    size = pixels(plane, image.shape, spacing)
     return np.asarray(Image.fromarray(gray).resize(size, Image.Resampling.BICUBIC).convert("RGB"))
 
 
 def marks(labels: np.ndarray, plane: Plane, point: Shape, spacing: Triple) -> np.ndarray:
     """The plane through a voxel of labels (X, Y, Z): (height, width), as sharp as voxels are."""
-    values = _cut(labels, plane, point)
-    width, height = _pixels(plane, labels.shape, spacing)
+    values = cut(labels, plane, point)
+    width, height = pixels(plane, labels.shape, spacing)
     rows = ((np.arange(height) + 0.5) / height * values.shape[0]).astype(np.int64)
     columns = ((np.arange(width) + 0.5) / width * values.shape[1]).astype(np.int64)
     return values[np.ix_(rows, columns)]
 
 
-def _cut(array: np.ndarray, plane: Plane, point: Shape) -> np.ndarray:
+def cut(array: np.ndarray, plane: Plane, point: Shape) -> np.ndarray:
     """(X, Y, Z) -> (rows, columns), from the top and from the left."""
     return np.ascontiguousarray(array.take(point[plane.axis], plane.axis).T[::-1, ::-1])
 
 
-def _pixels(plane: Plane, shape: Sequence[int], spacing: Triple) -> tuple[int, int]:
-    """Width and height of a panel, in proportion to mm."""
+def pixels(
+    plane: Plane, shape: Sequence[int], spacing: Triple, side: int = SIDE
+) -> tuple[int, int]:
+    """Width and height of a panel, in proportion to mm; the box is ``side`` pixels long."""
     mm = [n * s for n, s in zip(shape, spacing, strict=True)]
     width, height = (length for axis, length in enumerate(mm) if axis != plane.axis)
-    scale = SIDE / max(mm)
+    scale = side / max(mm)
     return max(1, round(width * scale)), max(1, round(height * scale))
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import TYPE_CHECKING, NamedTuple
@@ -101,8 +101,12 @@ def to_parquet(table: pd.DataFrame, provenance: Provenance) -> bytes:
     return out.getvalue()
 
 
-def from_parquet(data: bytes) -> tuple[pd.DataFrame, Provenance]:
+def from_parquet(data: bytes, leave_out: Collection[str] = ()) -> tuple[pd.DataFrame, Provenance]:
     """The inverse of ``to_parquet``.
+
+    Args:
+        data: of the file.
+        leave_out: columns that are not unpacked, such as label maps where scores are asked for.
 
     Raises:
         StorageError: these bytes are not such a file.
@@ -111,7 +115,9 @@ def from_parquet(data: bytes) -> tuple[pd.DataFrame, Provenance]:
     import pyarrow.parquet as pq
 
     try:
-        arrow = pq.read_table(io.BytesIO(data))
+        file = pq.ParquetFile(io.BytesIO(data))
+        names = [name for name in file.schema_arrow.names if name not in leave_out]
+        arrow = file.read(names)
         about = json.loads((arrow.schema.metadata or {})[b"tomoprobe"])
         return arrow.to_pandas(), Provenance(**about)
     except (pa.ArrowInvalid, OSError, KeyError, TypeError, ValueError) as error:

@@ -17,7 +17,7 @@ import numpy as np
 
 from . import grids, intensity
 from .errors import EncoderError, TomoprobeError, VolumeError
-from .features import FrozenEncoder, batch_size, buffers_sha, in_batches
+from .features import BATCH_TOLERANCE, FrozenEncoder, batch_size, frozen, in_batches
 from .lattice import Lattice
 from .types import EncoderCard, Triple, Volume
 
@@ -54,13 +54,18 @@ class Shown(NamedTuple):
         return out
 
 
-def show(volume: Volume, card: EncoderCard, field_of_view_mm: Triple | None) -> Shown:
+def show(
+    volume: Volume, card: EncoderCard, field_of_view_mm: Triple | None, lattice_mm: Triple
+) -> Shown:
     """Bring an image to the encoder's spacing and intensity, as ``grids.to_tiles`` does.
 
     Args:
         volume: the image.
         card: of the encoder; what it says on tiling is not asked, its overlap is if larger.
         field_of_view_mm: of the task.
+        lattice_mm: of the task. An encoder without a spacing of its own is shown the image at this
+            one, so that all images of a task are shown alike and no floor is coarser than what it
+            is compared on; or finer, where the field of view then still fits its grid.
 
     Raises:
         EncoderError: see ``to_tiles``; likewise ``VolumeError``.
@@ -74,7 +79,11 @@ def show(volume: Volume, card: EncoderCard, field_of_view_mm: Triple | None) -> 
             f"The volume has {channels} channels and encoder '{card.name}' takes {card.channels}. "
             "One channel, which is repeated, or as many as the encoder takes are expected."
         )
-    everywhere = replace(card, tiling="tiles", overlap=max(card.overlap, OVERLAP))
+    mm = min(lattice_mm)
+    if field_of_view_mm is not None:
+        mm = min(mm, *(grids.resolve(card.grid, field_of_view_mm, volume).spacing or ()))
+    grid = card.grid if card.grid.spacing else replace(card.grid, spacing=(mm, mm, mm))
+    everywhere = replace(card, grid=grid, tiling="tiles", overlap=max(card.overlap, OVERLAP))
     layout = grids.plan(shape, volume.affine, everywhere, field_of_view_mm)
     samples = [interpolation.Samples.at(p, n) for p, n in zip(layout.positions, shape, strict=True)]
     values = np.empty((channels, *layout.shape), np.float32)
@@ -102,14 +111,13 @@ def blended(encoder: FrozenEncoder, shown: Shown, lattice: Lattice, device: str)
     batch = batch_size(card, device)
     if device.startswith("cuda"):
         batch = max(1, batch // BATCH_SHARE_CUDA)
-    before = buffers_sha(encoder.module)
 
     def maps(start: int, stop: int) -> list[torch.Tensor]:
-        return _maps(encoder, torch.from_numpy(shown.tiles(start, stop)).to(device))
+        return checked_maps(encoder, torch.from_numpy(shown.tiles(start, stop)).to(device))
 
     blends: list[Blend] = []
     done = 0
-    with torch.inference_mode():
+    with torch.inference_mode(), frozen(encoder):
         for found in in_batches(maps, len(corners), batch, card.name, device):
             blends = blends or [
                 Blend.of(m, s, shown, lattice) for m, s in zip(found, card.strides, strict=True)
@@ -118,15 +126,37 @@ def blended(encoder: FrozenEncoder, shown: Shown, lattice: Lattice, device: str)
             for blend in blends:
                 blend.add(found.pop(0), done, card.name)  # and let go of it
             done += tiles
-    if buffers_sha(encoder.module) != before:
-        raise EncoderError(
-            f"Encoder '{card.name}' changed its buffers while giving maps. A frozen encoder keeps "
-            "them: call eval() on every part and do not update running statistics."
-        )
     return blends
 
 
-def _maps(encoder: FrozenEncoder, x: torch.Tensor) -> list[torch.Tensor]:
+def check_alone(encoder: FrozenEncoder, shown: Shown, device: str) -> None:
+    """A tile's maps must be the same alone and beside a very different neighbour.
+
+    Raises:
+        EncoderError: they are not.
+    """
+    import torch
+
+    with torch.inference_mode():
+        x = torch.from_numpy(shown.tiles(0, 1)).to(device)
+        turned = x.flip((2, 3, 4))
+        image = encoder.card.channels
+        other = torch.cat([turned[:, :image] * -0.5 + x[:, :image].mean(), turned[:, image:]], 1)
+        for alone, beside in zip(
+            checked_maps(encoder, x), checked_maps(encoder, torch.cat([x, other])), strict=True
+        ):
+            size = float(torch.maximum(alone.abs().max(), beside[0].abs().max()))
+            apart = float((alone[0] - beside[0]).abs().max())
+            if apart > BATCH_TOLERANCE * size + 1e-12:
+                raise EncoderError(
+                    f"Maps of encoder '{encoder.card.name}' depend on the batch: those of a tile "
+                    f"alone and beside another differ by {apart / size:.2g} of their size (allowed "
+                    f"{BATCH_TOLERANCE:g}). Every tile has to be treated by itself: put BatchNorm "
+                    "into eval() and remove normalisation over the batch."
+                )
+
+
+def checked_maps(encoder: FrozenEncoder, x: torch.Tensor) -> list[torch.Tensor]:
     """The maps of a batch as float32, checked against the card."""
     import torch
 

@@ -7,8 +7,9 @@ and compared afterwards is the same for both.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, runtime_checkable
 
@@ -46,6 +47,31 @@ class Setting:
     """Called with (done, total) as often as there is something to tell."""
     pictures: Path | None = None
     """Folder, there already, for pictures of this run; None: none are drawn."""
+    earlier_s: list[float] = field(default_factory=list, compare=False)
+    """Seconds that kept embeddings and maps took when they were made, less those to read them
+    now: what a study costs does not depend on what ran before it."""
+
+    def embeddings(self) -> np.ndarray:
+        """(N, F) float32 of all cases, which every protocol on embeddings shares.
+
+        Raises:
+            EncoderError: the encoder misbehaves.
+            DataError: an image cannot be used.
+        """
+        from .features import data_set_of
+
+        card, started = self.card, time.perf_counter()
+        found = self.cache.get(
+            self.encoder,
+            data_set_of(card),
+            self.cases,
+            self.identity,
+            card.field_of_view_mm,
+            self.device,
+            self.progress,
+        )
+        self.earlier_s.append(found.seconds - (time.perf_counter() - started))
+        return found.x
 
 
 @runtime_checkable
@@ -54,7 +80,8 @@ class Study(Protocol):
 
     More attributes are optional: ``changes``, a tuple of ``Change``; ``metric``, the name of the
     metric that ranks where it is not the task's; ``on_request``, True for one that runs only when
-    it is named; ``cost``, a sentence on what it takes, for its page.
+    it is named; ``needs``, where it reads something else than the function of that name says;
+    ``cost``, a sentence with a number on what it takes, which every study here has.
     """
 
     name: str
@@ -99,6 +126,27 @@ def metric_of(probe: AnyProbe, card: TaskCard) -> str:
 def on_request(probe: AnyProbe) -> bool:
     """Whether it runs only when it is named."""
     return getattr(probe, "on_request", False)
+
+
+def cost_of(probe: AnyProbe) -> str:
+    """What it takes, in a sentence; empty: nobody said."""
+    return getattr(probe, "cost", "")
+
+
+Needs = Literal["embeddings", "maps"]
+
+
+def needs(probe: AnyProbe, card: TaskCard) -> Needs:
+    """What of the encoder a probe reads on this task.
+
+    Maps where a task is about places (``_PLACES``), unless a study's attribute ``needs`` says
+    otherwise; embeddings elsewhere.
+    """
+    said: Needs | None = getattr(probe, "needs", None)
+    return said or ("maps" if card.kind in _PLACES else "embeddings")
+
+
+_PLACES: tuple[Kind, ...] = ("segmentation", "registration", "detection")
 
 
 class Trial(NamedTuple):

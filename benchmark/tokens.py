@@ -23,9 +23,9 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import numpy as np
 
 from .errors import EncoderError
-from .features import FrozenEncoder, Progress, _embed, batch_size, buffers_sha, in_batches
+from .features import FrozenEncoder, Progress, batch_size, embedded, frozen, in_batches
 from .inputs import tiles_of
-from .sliding_window import _maps
+from .sliding_window import checked_maps
 from .splits import position
 from .types import Case, Triple
 
@@ -92,18 +92,12 @@ def _run(
     rows = sorted(range(len(cases)), key=lambda row: position("tokens", cases[row].id))
     if getattr(encoder, "shuffled", False):
         random.SystemRandom().shuffle(rows)
-    before = buffers_sha(encoder.module)
     found: dict[int, np.ndarray] = {}
-    with torch.inference_mode():
+    with torch.inference_mode(), frozen(encoder):
         for row, tiles in _loaded(encoder, cases, rows, field_of_view_mm):
             found[row] = reading(encoder, torch.from_numpy(tiles), device)
             if progress:
                 progress(len(found), len(cases))
-    if buffers_sha(encoder.module) != before:
-        raise EncoderError(
-            f"Encoder '{encoder.card.name}' changed its buffers while embedding. A frozen encoder "
-            "keeps them: call eval() on every part and do not update running statistics."
-        )
     return [found[row] for row in range(len(cases))]
 
 
@@ -127,7 +121,7 @@ def _loaded(
 
 def _embedding(encoder: FrozenEncoder, x: torch.Tensor, device: str) -> np.ndarray:
     """(T, F): of each tile."""
-    return _embed(encoder, x, batch_size(encoder.card, device), device)
+    return embedded(encoder, x, batch_size(encoder.card, device), device)
 
 
 def _positions(encoder: FrozenEncoder, x: torch.Tensor, device: str) -> np.ndarray:
@@ -135,7 +129,7 @@ def _positions(encoder: FrozenEncoder, x: torch.Tensor, device: str) -> np.ndarr
     from torch.nn.functional import adaptive_avg_pool3d
 
     def part(start: int, stop: int) -> np.ndarray:
-        coarsest = _maps(encoder, x[start:stop].to(device))[-1]
+        coarsest = checked_maps(encoder, x[start:stop].to(device))[-1]
         x_, y_, z_ = (min(n, MOST) for n in coarsest.shape[2:])
         pooled = adaptive_avg_pool3d(coarsest, (x_, y_, z_))
         return pooled.flatten(2)[0].T.cpu().numpy()

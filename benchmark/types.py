@@ -370,8 +370,9 @@ class Budget:
 class Probe(Protocol):
     """One protocol: how frozen features become predictions.
 
-    Two more attributes are optional: ``budget``, a ``Budget``; and ``changes``, a tuple of
-    ``Change``.
+    Three more attributes are optional: ``budget``, a ``Budget``; ``changes``, a tuple of
+    ``Change``; and ``cost``, a sentence with a number on what it takes, which every probe here
+    has.
     """
 
     name: str

@@ -139,21 +139,30 @@ def read_mask(path: Path, labels: Sequence[int]) -> tuple[np.ndarray, np.ndarray
 
 
 def check_same_grid(volume: Volume, mask_affine: np.ndarray, mask_shape: Sequence[int]) -> None:
-    """Check that a mask lies on its image's voxels.
+    """Check that a mask lies on its image's voxels; see ``check_on_grid``."""
+    check_on_grid(volume.voxels.shape[1:], volume.affine, mask_shape, mask_affine)
+
+
+def check_on_grid(
+    shape: tuple[int, ...],
+    affine: np.ndarray,
+    mask_shape: Sequence[int],
+    mask_affine: np.ndarray,
+) -> None:
+    """Check that a mask lies on the voxels (X, Y, Z) of an image of that affine.
 
     Raises:
         MaskError: another shape, or a corner farther away than ``GRID_TOLERANCE`` voxels.
     """
-    shape = volume.voxels.shape[1:]
     if tuple(mask_shape) != shape:
         raise MaskError(
             f"The mask has {tuple(mask_shape)} voxels and its image {shape} (RAS+ order). They "
             "have to be on one grid: resample the mask to the image, nearest neighbor."
         )
     corners = np.array(np.meshgrid(*[(0, n - 1) for n in shape], indexing="ij")).reshape(3, 8)
-    apart = (mask_affine - volume.affine) @ np.vstack([corners, np.ones(8)])
+    apart = (mask_affine - affine) @ np.vstack([corners, np.ones(8)])
     worst = float(np.linalg.norm(apart[:3], axis=0).max())
-    if not worst <= GRID_TOLERANCE * min(volume.spacing):
+    if not worst <= GRID_TOLERANCE * float(np.linalg.norm(affine[:3, :3], axis=0).min()):
         raise MaskError(
             f"The mask has its image's shape but lies up to {worst:.3g} mm away from it. Both "
             "need the same affine: resample the mask to the image, nearest neighbor."

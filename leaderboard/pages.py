@@ -23,6 +23,7 @@ from .api import asked
 from .board import board, is_evidence, unit_of
 from .cache import PageCache
 from .comparisons import MOST_COMPARED, Comparer
+from .details import Reader, details_of, of_class
 from .figures import MOST_POINTS, REFERENCES, curves_figure, scores_figure
 from .probe_reports import probe_report, probe_reports
 from .protocols import budget_of
@@ -45,6 +46,7 @@ def router(
     """The routes that answer with pages."""
     routes = APIRouter()
     comparer = Comparer(engine)
+    reader = Reader(engine)
 
     def page(request: Request, names: Iterable[str], make: Callable[[], str]) -> Response:
         return kept.respond(request, asked(request, names), make)
@@ -87,6 +89,7 @@ def router(
                 chart=scores_figure(report),
                 curves=curves_figure(report),
                 rivals=rivals,
+                details=details_of(report, reader),
                 against=given.get("against", ""),
                 most_points=MOST_POINTS,
                 most_compared=MOST_COMPARED,
@@ -162,6 +165,8 @@ def templates(settings: Settings) -> Environment:
         metric=printing.metric_title,
         metric_in_full=printing.metric_in_full,
         plain=printing.plain,
+        whole=printing.whole,
+        of_class=of_class,
         duration=printing.duration,
         score=lambda r: printing.score_text(r.metric, r.score, r.low, r.high),
         spread=lambda r: printing.score_text(r.metric, r.spread, r.low, r.high),

@@ -157,6 +157,15 @@ def plain(value: float, digits: int = 3) -> str:
     return _fixed(value, min(max(0, digits - 1 - size), 9))
 
 
+def whole(value: float | None) -> str:
+    """A count, or the mean of counts.
+
+    >>> whole(2097152.4), whole(None)
+    ('2,097,152', '–')
+    """
+    return NOTHING if value is None or not isfinite(value) else f"{value:,.0f}"
+
+
 def duration(seconds: float) -> str:
     """How long something took, to two significant digits or more.
 

@@ -146,7 +146,7 @@ def evaluate(
 
     What is stored already for the same weights, images and sides is not computed again.
     """
-    from . import choosing, console, dry_runs, report, runner, runs, tables
+    from . import choosing, console, dense_report, dry_runs, report, runner, runs, tables
 
     part = runner.Shard.parse(shard)
     started = datetime.now(UTC)
@@ -171,7 +171,7 @@ def evaluate(
             reporter=reporter,
             json_file=json_file,
             shard=part,
-            pictures=folder / "pictures",
+            pictures=folder / dense_report.FOLDER,
         )
     scores = console.print_scores(work, ran)
     if predictions:

@@ -22,6 +22,7 @@ from ..leaderboard.printing import (
 )
 from ..leaderboard.ranking import higher_is_better
 from ..leaderboard.records import StoredRow
+from .dense_report import FOLDER
 from .progress import progress
 from .scores import FLOOR, Column, Line, RunScores, TaskScores, gather
 from .terminal import out
@@ -189,8 +190,12 @@ def _spread(row: StoredRow | None) -> str:
 
 
 def print_summary(page: Path) -> None:
-    """Where the summary of the run is."""
+    """Where the summary of the run is, and what its protocols drew, if they did."""
     out.print(f"Summary: {escape(str(page))}", soft_wrap=True)
+    drawn = page.parent / FOLDER
+    number = sum(1 for _ in drawn.glob("*/*.png"))
+    if number:
+        out.print(f"Pictures ({number}): {escape(str(drawn))}", soft_wrap=True)
 
 
 # --- the board -----------------------------------------------------------------------------------

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
+from ..benchmark.deformations import carried
 from ..benchmark.dense import pyramid
 from ..benchmark.features import batch_size, data_set_of, extract
 from ..benchmark.grids import tile_count
-from ..benchmark.studies import AnyProbe, Study
-from ..benchmark.types import Task
+from ..benchmark.splits import uses_cv
+from ..benchmark.studies import AnyProbe, Needs, needs
+from ..benchmark.targets import Pair
+from ..benchmark.types import Case, Task, Volume
 from .choosing import LoadEncoder
 from .runner import OpenTask, open_task
 from .session import Session
@@ -22,7 +25,6 @@ if TYPE_CHECKING:
 
 LARGEST_SAMPLE = 32
 """Cases that are embedded to know the cost of all, at most."""
-
 
 MAPPED_SAMPLE = 2
 """Cases whose maps are made, likewise."""
@@ -35,15 +37,17 @@ class Plan:
     encoder: str
     task: str
     volumes: int
+    """Images to show: two of a pair."""
     forwards: int
-    """Grids to show the encoder; 0 where the features are cached."""
+    """Grids to show the encoder; 0 where the features are cached, or it has no maps."""
     memory_mb: float
     """Peak of the whole process so far (CPU), or of the device's allocations for the sample."""
     seconds: float
     """Of the extraction, extrapolated from the sample; 0 where the features are cached. What
     protocols do with features and maps comes on top."""
     sampled: int
-    what: Literal["embeddings", "maps"] = "embeddings"
+    what: Needs = "embeddings"
+    cached: bool = False
 
 
 def plan(
@@ -55,6 +59,9 @@ def plan(
 ) -> list[Plan]:
     """Show the encoders a few cases of each task and extrapolate.
 
+    Every image counts once. Not counted: protocols that run on request and show images again,
+    shifted (``shift``, ``stability``) or for tokens (``attentive``). Their ``cost`` says how often.
+
     Raises:
         DataError: a task's data cannot be used.
         EncoderError: the encoder misbehaves; better now than after hours.
@@ -64,10 +71,11 @@ def plan(
     for load in encoders.values():
         encoder = load(work.device)
         for task in opened:
-            serving = [probe for probe in probes if task.task.card.kind in probe.kinds]
-            if any(not isinstance(probe, Study) for probe in serving):
+            card = task.task.card
+            wanted = {needs(probe, card) for probe in probes if card.kind in probe.kinds}
+            if "embeddings" in wanted:
                 plans.append(_embedding(work, encoder, task))
-            if task.task.card.lattice_mm and any(isinstance(p, Study) for p in serving):
+            if "maps" in wanted and card.lattice_mm:
                 plans.append(_mapping(work, encoder, task))
     return plans
 
@@ -94,28 +102,47 @@ def _embedding(work: Session, encoder: LoadedEncoder, task: OpenTask) -> Plan:
         _peak_memory_mb(device),
         0.0 if cached else (time.perf_counter() - started) * scale,
         n,
+        cached=cached,
     )
 
 
 def _mapping(work: Session, encoder: LoadedEncoder, task: OpenTask) -> Plan:
     """Of protocols that need maps; they share them."""
     card, device = task.task.card, work.device
-    sample = task.cases[:MAPPED_SAMPLE]
+    cases = task.cases
+    if card.kind == "registration" and not uses_cv(card):  # nobody is trained on
+        cases = [case for case in cases if case.split == "test"]
+    sample = cases[:MAPPED_SAMPLE]
+    if not sample:
+        return Plan(encoder.card.name, card.name, 0, 0, _peak_memory_mb(device), 0.0, 0, "maps")
     _forget_peak(device)
     pyramid(sample[0].load(), encoder, card, device)  # checks, compiles, warms up
     started = time.perf_counter()
-    shown = [pyramid(case.load(), encoder, card, device).forward_voxels for case in sample]
-    scale = len(task.cases) / len(sample)
+    shown = [
+        pyramid(image, encoder, card, device).forward_voxels
+        for case in sample
+        for image in _images(case)
+    ]
+    scale = len(cases) / len(sample)
     return Plan(
         encoder.card.name,
         card.name,
-        len(task.cases),
+        round(len(shown) * scale),
         round(sum(shown) / math.prod(encoder.card.grid.shape) * scale),
         _peak_memory_mb(device),
         (time.perf_counter() - started) * scale,
         len(sample),
         "maps",
     )
+
+
+def _images(case: Case) -> Iterator[Volume]:
+    """Those of a case whose maps are made: of a pair the moving one, too, as ``register`` does."""
+    image = case.load()
+    yield image
+    if isinstance(case.target, Pair):
+        x, y, z = image.voxels.shape[1:]
+        yield carried(case.target.load(), (x, y, z), image.affine).volume
 
 
 def _forget_peak(device: str) -> None:

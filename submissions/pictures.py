@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from ..benchmark import panels
 from ..benchmark.targets import FollowUp, Labels, Lesion, Pair
-from ..benchmark.types import Case, TaskCard, Triple, Unit, Volume
+from ..benchmark.types import Case, TaskCard, Triple, Volume
 
 MOST = 4
 """Cases per task: enough to see what is asked, few enough not to be waited for."""
@@ -22,21 +23,6 @@ SIDE = 168
 
 GREYS = 64
 """Steps from black to white: hardly seen, and the files are a third smaller than with 256."""
-
-SOFT_TISSUE = (-160.0, 240.0)
-"""HU; level 40 and width 400, the usual setting for abdomen and muscle."""
-
-WIDE = (-1000.0, 400.0)
-"""HU; from air to dense bone, where a good part of the box is lung."""
-
-LUNG = (-950.0, -500.0)
-"""HU of aerated lung; air around the patient is below."""
-
-LUNG_SHARE = 0.15
-"""Of the box: above, a soft-tissue window would show mainly black."""
-
-PERCENTILES = (0.5, 99.5)
-"""What becomes black and white in images without a physical unit."""
 
 
 @dataclass(frozen=True)
@@ -129,25 +115,22 @@ def _target(card: TaskCard, case: Case) -> str:
 
 def _views(volume: Volume, field_of_view_mm: Triple | None) -> tuple[tuple[View, ...], str]:
     box = _box(volume, field_of_view_mm)
-    low, high, how = _gray_scale(volume.unit, box)
-    gray = np.clip((box - low) / max(high - low, 1e-12), 0, 1) * (GREYS - 1)
-    gray = np.rint(np.rint(gray) * (255 / (GREYS - 1))).astype(np.uint8)
-    mm = [n * s for n, s in zip(box.shape, volume.spacing, strict=True)]
-    x, y, z = (n // 2 for n in box.shape)
-    # as radiologists hang them: the patient's right on the left, or looking to the left; upright
-    slices = {
-        "axial": (gray[:, :, z], mm[0], mm[1]),
-        "coronal": (gray[:, y, :], mm[0], mm[2]),
-        "sagittal": (gray[x, :, :], mm[1], mm[2]),
-    }
-    scale = SIDE / max(mm)
+    grays = panels.gray_scale(box, volume.unit)
+    shades = np.rint(panels.scaled(box, grays) * (GREYS - 1)) * (255 / (GREYS - 1))
+    gray = np.rint(shades).astype(np.uint8)
+    middle = panels.center(None, box.shape)
     views = tuple(
-        _view(plane, np.ascontiguousarray(values.T[::-1, ::-1]), width * scale, height * scale)
-        for plane, (values, width, height) in slices.items()
+        _view(
+            plane.name,
+            panels.cut(gray, plane, middle),
+            panels.pixels(plane, box.shape, volume.spacing, SIDE),
+        )
+        for plane in panels.PLANES
     )
+    mm = [n * s for n, s in zip(box.shape, volume.spacing, strict=True)]
     size = " × ".join(f"{length:.0f}" for length in mm)
     channels = f", channel 1 of {len(volume.voxels)}" if len(volume.voxels) > 1 else ""
-    return views, f"{size} mm, {how}{channels}"
+    return views, f"{size} mm, {grays.said}{channels}"
 
 
 def _box(volume: Volume, field_of_view_mm: Triple | None) -> np.ndarray:
@@ -163,21 +146,8 @@ def _box(volume: Volume, field_of_view_mm: Triple | None) -> np.ndarray:
     return image[tuple(parts)]
 
 
-def _gray_scale(unit: Unit, box: np.ndarray) -> tuple[float, float, str]:
-    """What is black, what is white, and how that is called."""
-    if unit == "relative":
-        return 0.0, 1.0, "0 to 1"
-    if unit == "HU":
-        lung = np.mean((box > LUNG[0]) & (box < LUNG[1]))
-        low, high = WIDE if lung > LUNG_SHARE else SOFT_TISSUE
-        return low, high, f"{low:.0f} to {high:.0f} HU".replace("-", "−")
-    low, high = np.percentile(box, PERCENTILES)
-    return float(low), float(high), f"percentiles {PERCENTILES[0]:g} to {PERCENTILES[1]:g}"
-
-
-def _view(plane: str, values: np.ndarray, width: float, height: float) -> View:
+def _view(plane: str, values: np.ndarray, shown: tuple[int, int]) -> View:
     """A slice as PNG with at most the pixels it is shown with; the page stretches small ones."""
-    shown = max(1, round(width)), max(1, round(height))
     image = Image.fromarray(values)
     pixels = min(shown[0], image.width), min(shown[1], image.height)
     if pixels != image.size:

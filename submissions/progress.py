@@ -106,6 +106,11 @@ class Tracker:
         self._enter(encoder, task)
         self._at_step(f"{probe}: {encoder} on {task}")
 
+    def working(self, encoder: str, task: str, probe: str, done: int, total: int) -> None:
+        """A study has done one of its steps."""
+        self._enter(encoder, task)
+        self._at_step(f"{probe}: {encoder} on {task}", done, total)
+
     def finished(
         self, encoder: str, task: str, probe: str, new: bool, results: Sequence[Result] = ()
     ) -> None:
@@ -160,7 +165,7 @@ class Tracker:
             mean = sum(own) / len(own)
             if (encoder, task) == self.cell:
                 spent = self._clock() - self._cell_started
-                # features alone can take longer than whole tasks so far
+                # features, or the steps of a study, can take longer than whole tasks so far
                 ahead = (self.step_total - self.step_done) / max(1, self.step_done)
                 mean = max(0.0, mean - spent, spent * ahead)
             left += mean

@@ -24,11 +24,13 @@ from ..leaderboard import db as database
 from ..leaderboard import printing
 from ..leaderboard.charts import Point, dot_and_whisker
 from ..leaderboard.curves import MOST_CURVES, STYLES, Curve, learning_curves_svg, standalone
+from ..leaderboard.details import Details, of_class
 from ..leaderboard.figures import MOST_POINTS, REFERENCES, with_floors
 from ..leaderboard.floors import without_parameters
 from ..leaderboard.ranking import higher_is_better
 from ..leaderboard.records import StoredRow
 from ..leaderboard.sizes import axis_title, share_interval, share_text, size_in_words
+from .dense_report import FOLDER, Drawings, details_by_probe, drawings
 from .pictures import Picture, pictures
 from .scores import RunScores, TaskScores, gather
 
@@ -73,6 +75,10 @@ class TaskPart:
     """None where no unit of the task could be done."""
     chart: Markup
     curves: Sequence[CurveReport]
+    details: Mapping[str, Details]
+    """By probe: scores of each class, and what they take."""
+    drawn: Drawings
+    """What the protocols drew."""
 
 
 def write_report(
@@ -102,7 +108,7 @@ def write_report(
     from .runs import write_json_lines
 
     found = scores or gather(work, ran)
-    parts = _parts(work, ran, found)
+    parts = _parts(work, ran, found, folder)
     page = (
         _environment()
         .get_template("report.html")
@@ -145,11 +151,12 @@ def _write(path: Path, text: str) -> None:
 # --- parts ---------------------------------------------------------------------------------------
 
 
-def _parts(work: Session, ran: Ran, found: RunScores) -> list[TaskPart]:
+def _parts(work: Session, ran: Ran, found: RunScores, folder: Path) -> list[TaskPart]:
     by_task = {scores.card.name: scores for scores in found.tasks}
     budgets = {probe.name: (probe, b) for probe in ran.probes if (b := budget_of(probe))}
     shares = _label_shares(work, ran, found, budgets)
     nothing = without_parameters(database.models(work.engine))
+    details, drawn = details_by_probe(work, ran, found), drawings(folder, found)
     parts = []
     for opened in ran.tasks:
         card = opened.task.card
@@ -171,7 +178,17 @@ def _parts(work: Session, ran: Ran, found: RunScores) -> list[TaskPart]:
             scores = scores.with_flags(
                 flag for curve in curves for share in curve.shares.values() for flag in share.flags
             )
-        parts.append(TaskPart(opened, pictures(card, opened.cases), scores, chart, curves))
+        parts.append(
+            TaskPart(
+                opened,
+                pictures(card, opened.cases),
+                scores,
+                chart,
+                curves,
+                details.get(card.name, {}),
+                drawn.get(card.name, Drawings()),
+            )
+        )
     return parts
 
 
@@ -281,6 +298,7 @@ def _environment() -> Environment:
         references=REFERENCES,
         most_models=MOST_POINTS,
         sides=_sides,
+        drawn_in=FOLDER,
         nothing=printing.NOTHING,
         higher_is_better=higher_is_better,
     )
@@ -292,6 +310,8 @@ def _environment() -> Environment:
         signed=lambda gap, metric: printing.signed_text(metric, gap.delta, gap.low, gap.high),
         between=lambda gap, metric: printing.interval_text(metric, gap.delta, gap.low, gap.high),
         size=size_in_words,
+        whole=printing.whole,
+        of_class=of_class,
         share=share_text,
         share_interval=share_interval,
         web_address=lambda url: url if url.startswith(("https://", "http://")) else "",

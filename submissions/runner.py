@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from ..benchmark import evaluate, predictions, splits, studies
 from ..benchmark.cache import Extracted, FeatureCache
-from ..benchmark.errors import TomoprobeError, UnknownNameError
+from ..benchmark.errors import ProbeError, TomoprobeError, UnknownNameError
 from ..benchmark.features import (
     DataIdentity,
     FrozenEncoder,
@@ -135,6 +135,10 @@ class Reporter(Protocol):
         """A probe starts."""
         ...
 
+    def working(self, encoder: str, task: str, probe: str, done: int, total: int) -> None:
+        """A study has done one of its steps: it counts images, pairs or fits, as it likes."""
+        ...
+
     def finished(
         self, encoder: str, task: str, probe: str, new: bool, results: Sequence[Result] = ()
     ) -> None:
@@ -235,7 +239,7 @@ def run(
                 reporter.probing(name, card.name, probe.name)
                 try:
                     if isinstance(probe, Study):
-                        told = partial(reporter.extracting, name, card.name)
+                        told = partial(reporter.working, name, card.name, probe.name)
                         answer = studied(cache, encoder, opened, probe, device, told, pictures)
                     else:
                         assert features is not None  # noqa: S101  embedded above
@@ -355,20 +359,28 @@ def studied(
     if pictures is not None:
         folder = pictures / f"{card.name}.{study.name}.{encoder.card.name}"
         folder.mkdir(parents=True, exist_ok=True)
-    started = time.perf_counter()
-    table = study.run(
-        Setting(
-            card,
-            opened.cases,
-            encoder,
-            cache,
-            opened.identity,
-            device,
-            progress=progress,
-            pictures=folder,
-        )
+    setting = Setting(
+        card,
+        opened.cases,
+        encoder,
+        cache,
+        opened.identity,
+        device,
+        progress=progress,
+        pictures=folder,
     )
-    return Answered(table, time.perf_counter() - started)
+    started = time.perf_counter()
+    try:
+        table = study.run(setting)
+    except (TomoprobeError, MemoryError):
+        raise
+    except Exception as error:  # a library may give up in any way; other units go on
+        raise ProbeError(
+            f"'{study.name}' of '{encoder.card.name}' on '{card.name}' gave up: "
+            f"{type(error).__name__}: {error}. If memory ran out, use a GPU with more or the CPU; "
+            "else report it with this line."
+        ) from error
+    return Answered(table, time.perf_counter() - started + sum(setting.earlier_s))
 
 
 def store(

@@ -63,7 +63,10 @@ _SHA = re.compile("[0-9a-f]{64}")
 
 
 def check(bench: Bench, job: Job, submission: Submission, log: JobLog) -> None:
-    """Score every uploaded table anew and store its rows; the last ends the job.
+    """Score every uploaded table anew, then store the rows; the last ends the job.
+
+    All tables are checked and scored before the rows of the first are stored: a submission that is
+    refused leaves none.
 
     Raises:
         IntakeError: a table is not what the task and the probe make, or of a model whose rows were
@@ -83,13 +86,16 @@ def check(bench: Bench, job: Job, submission: Submission, log: JobLog) -> None:
     if shas or not _SHA.fullmatch(sha):
         raise _refused("predictions-model", "The tables are not of one model.", _RUN_AGAIN)
     _check_free(bench, sha)
+    units = []
     for k, raw in enumerate(_files(upload, most)):
         unit = scored(bench, sent[k], partial(columns_of, raw), card, sha, log)
         log(
             f"{unit.opened.task.card.name} with {unit.about.probe}: {len(unit.scores.results)} rows"
         )
+        units.append(unit)
+    for k, unit in enumerate(units):
 
-        def also(connection: Connection, last: bool = k == len(sent) - 1) -> None:
+        def also(connection: Connection, last: bool = k == len(units) - 1) -> None:
             queue.identify(connection, job, sha)
             if last:
                 queue.finish(connection, job, log=log.text())
@@ -265,7 +271,8 @@ class Scored(NamedTuple):
     """A table that was found to be what the task and the probe make."""
 
     opened: OpenTask
-    table: pd.DataFrame
+    parquet: bytes
+    """The table, as it is stored: small enough to wait for the other tables."""
     about: predictions.Provenance
     scores: evaluate.Scores
 
@@ -283,7 +290,7 @@ class Scored(NamedTuple):
             manifest={"self-run": sha},
             task_card=published_card(self.opened),
             results=self.scores.results,
-            parquet=predictions.to_parquet(self.table, self.about),
+            parquet=self.parquet,
             flags=self.scores.flags,
             origin="self-run",
             also=also,
@@ -359,7 +366,8 @@ def scored(
         area=evaluate.has_area(probe),
         skipped=evaluate.skipped_sizes(ours, opened.cases, probe),
     )
-    return Scored(opened, table, provenance, evaluate.score(table, provenance))
+    parquet = predictions.to_parquet(table, provenance)
+    return Scored(opened, parquet, provenance, evaluate.score(table, provenance))
 
 
 def checked_table(

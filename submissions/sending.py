@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from pydantic import ValidationError
 
+from ..benchmark import probes
 from ..benchmark.errors import ManifestError, StorageError
+from ..benchmark.studies import Study
 from . import manifest as manifests
 from .declarations import SelfRunCard
 
@@ -75,20 +77,25 @@ def checked(parcel: Parcel, log: Callable[[str], None]) -> Checked:
     return intake.check(parcel.manifest, parcel.file, parcel.kind, isolate=isolate, log=log)
 
 
-def predictions(folder: Path, manifest_folder: Path | None, into: Path) -> Parcel:
+def predictions(
+    folder: Path, manifest_folder: Path | None, into: Path, log: Callable[[str], None]
+) -> Parcel:
     """The files that ``tomoprobe evaluate --predictions`` wrote, as one file to upload.
 
     It is a safetensors file that holds each of them as a row of bytes under its name: the one
-    format whose header the server reads before anything else.
+    format whose header the server reads before anything else. What protocols found that run the
+    network themselves is left out: without the network it cannot be scored anew.
 
     Args:
         folder: with the ``.parquet`` files.
         manifest_folder: with the manifest of the model; None: the same folder.
         into: existing folder for the file.
+        log: told of what is left out.
 
     Raises:
         ManifestError: no manifest.
-        StorageError: no predictions, files that are none, or of more than one model.
+        StorageError: no predictions, none that can be sent, files that are none, or of more than
+            one model.
     """
     import numpy as np
     from safetensors.numpy import save_file
@@ -116,9 +123,20 @@ def predictions(folder: Path, manifest_folder: Path | None, into: Path) -> Parce
             f"{folder} holds predictions of {len(models)} models ({names}), but a submission is "
             "one model. Keep each in a folder of its own."
         )
+    left_out = [file for file, facts in about.items() if _of_study(str(facts["probe"]))]
+    files = [file for file in files if file not in left_out]
+    if left_out:
+        named = ", ".join(sorted({str(about[file]["probe"]) for file in left_out}))
+        why = f"{named}: needs the network, and its predictions cannot be scored without it"
+        if not files:
+            raise StorageError(
+                f"{folder} holds no predictions that can be sent ({why}). Submit the weights: "
+                "tomoprobe pack, then tomoprobe submit."
+            )
+        log(f"Left out {len(left_out)} of {len(about)} tables ({why}).")
     target = into / "predictions.safetensors"
     save_file({file.name: np.frombuffer(file.read_bytes(), np.uint8) for file in files}, target)
-    tasks = sorted({str(facts["task"]) for facts in about.values()})
+    tasks = sorted({str(about[file]["task"]) for file in files})
     return Parcel(text, card.name, "self-run", target, tuple(tasks))
 
 
@@ -148,6 +166,11 @@ def _manifest_path(folder: Path) -> Path:
     return path
 
 
+def _of_study(probe: str) -> bool:
+    """Of a probe that this release does not know, the server will say so."""
+    return probe in probes.names() and isinstance(probes.get(probe), Study)
+
+
 def _provenance(file: Path) -> Mapping[str, object]:
     """What a file of predictions says about itself."""
     import pyarrow as pa
@@ -155,7 +178,7 @@ def _provenance(file: Path) -> Mapping[str, object]:
 
     try:
         about = json.loads((pq.read_schema(file).metadata or {})[b"tomoprobe"])
-        return {"model_sha": about["model_sha"], "task": about["task"]}
+        return {name: about[name] for name in ("model_sha", "task", "probe")}
     except (pa.ArrowInvalid, OSError, KeyError, TypeError, ValueError) as error:
         raise StorageError(
             f"{file} holds no predictions of tomoprobe ({error}). Take it out of the folder, or "

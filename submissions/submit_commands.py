@@ -105,10 +105,10 @@ DEFAULT_SUITE = "core"
 
 
 def _parcel(folder: Path | None, predictions: Path | None, scratch: Path) -> Parcel:
-    from . import sending
+    from . import following, sending
 
     if predictions is not None:
-        return sending.predictions(predictions, folder, scratch)
+        return sending.predictions(predictions, folder, scratch, following.say)
     if folder is None:
         raise typer.BadParameter(
             "Name the folder that 'tomoprobe pack' wrote, or --predictions FOLDER."

@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ..benchmark.probes import STANDARD
-from ..benchmark.studies import AnyProbe, on_request
+from ..benchmark.studies import AnyProbe, cost_of, on_request
 from ..benchmark.types import EncoderCard
 from . import baselines
 from .terminal import out
@@ -102,6 +102,7 @@ def print_probes(probes: Sequence[AnyProbe], as_json: bool) -> None:
             "metric": getattr(p, "metric", "") or None,
             "on_request": on_request(p),
             "title": p.title,
+            "cost": cost_of(p),
         }
         for p in probes
     ]
@@ -110,7 +111,7 @@ def print_probes(probes: Sequence[AnyProbe], as_json: bool) -> None:
         return
     _print(
         f"{len(rows)} probes",
-        ("name", "version", "serves", "ranks by", "runs", "what"),
+        ("name", "version", "serves", "ranks by", "runs", "what", "cost"),
         [
             (
                 r["name"],
@@ -119,6 +120,7 @@ def print_probes(probes: Sequence[AnyProbe], as_json: bool) -> None:
                 r["metric"] or "the task's metric",
                 "on request" if r["on_request"] else "always",
                 r["title"],
+                r["cost"],
             )
             for r in rows
         ],
@@ -165,7 +167,7 @@ def print_plan(plans: Sequence[Plan]) -> None:
                 p.task,
                 p.what,
                 p.volumes,
-                p.forwards or "cached",
+                "cached" if p.cached else p.forwards,
                 f"{p.memory_mb:,.0f} MB",
                 f"{p.seconds:,.0f} s",
                 f"{p.sampled} cases",

@@ -172,12 +172,18 @@ def features_of(
     bench: Bench, encoder: LazyEncoder, opened: runner.OpenTask, log: JobLog
 ) -> Extracted:
     """From the cache; extracted now where they are not, or no more, in it."""
-    progress = _tenths(log, opened.task.card.name)
+    progress = _tenths(log, f"features for {opened.task.card.name}", "cases")
     return runner.embedded(bench.cache, encoder, opened, bench.device, progress)
 
 
-def _tenths(log: JobLog, task: str) -> Progress:
-    """Ten lines per task, whatever its size."""
+def _tenths(log: JobLog, what: str, of: str) -> Progress:
+    """Ten lines, however many cases or steps there are.
+
+    Args:
+        log: of the job.
+        what: is done.
+        of: what is counted.
+    """
     told = -1
 
     def progress(done: int, total: int) -> None:
@@ -185,7 +191,7 @@ def _tenths(log: JobLog, task: str) -> Progress:
         tenth = 10 * done // max(1, total)
         if tenth > told:
             told = tenth
-            log(f"features for {task}: {done} of {total} cases")
+            log(f"{what}: {done} of {total} {of}")
 
     return progress
 
@@ -203,10 +209,10 @@ def probe(bench: Bench, job: Job, submission: Submission, log: JobLog) -> None:
     opened, protocol = bench.open(job.task, log), bench.probe(job.probe)
     with lazy_encoder(bench, submission, log) as encoder:
         if isinstance(protocol, Study):
-            log(f"{protocol.name} on {job.task}")
-            answer = runner.studied(
-                bench.cache, encoder, opened, protocol, bench.device, _tenths(log, job.task)
-            )
+            what = f"{protocol.name} on {job.task}"
+            log(what)
+            told = _tenths(log, what, "steps")
+            answer = runner.studied(bench.cache, encoder, opened, protocol, bench.device, told)
         else:
             features = features_of(bench, encoder, opened, log)
             log(f"probe {protocol.name} on {job.task}")

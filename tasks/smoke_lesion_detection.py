@@ -24,6 +24,7 @@ CARD = TaskCard(
     citation=CITATION,
     counts=COUNTS,
     lattice_mm=(4.0, 4.0, 4.0),
+    forward_voxels=2**27,  # sixteen times the image at 1 mm
     data_set="smoke",
     note=NOTE + " Half of the test patients have no lesion, and count for the false alarms.",
     evidence=False,

@@ -47,8 +47,13 @@ def site(url: str, store: Path, free_bytes: int = 0) -> Iterator[tuple[str, sa.E
 
 
 @contextlib.contextmanager
-def worker(url: str, store: Path, home: Path, log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """``tomoprobe worker`` until the end of the block; what it logs is in ``log``."""
+def worker(
+    url: str, store: Path, home: Path, log: Path, data_root: Path | None = None
+) -> Iterator[subprocess.Popen[bytes]]:
+    """``tomoprobe worker`` until the end of the block; what it logs is in ``log``.
+
+    With a data root it takes incomplete copies of data sets.
+    """
     environment = {
         **os.environ,
         "OMP_NUM_THREADS": "1",
@@ -57,6 +62,8 @@ def worker(url: str, store: Path, home: Path, log: Path) -> Iterator[subprocess.
         "TOMOPROBE_STORE": str(store),
     }
     command = [sys.executable, "-m", "tomoprobe.submissions", "worker", "--poll", "0.2"]
+    if data_root is not None:
+        command += ["--data-root", str(data_root), "--subset"]
     with log.open("ab") as out:
         process = subprocess.Popen(command, env=environment, stdout=out, stderr=out)
     try:

@@ -7,8 +7,9 @@ from .toy_segmentation import Digits, Zeros, task
 __all__ = ["BEST", "CHANCE", "oracle", "study", "task", "trivial"]
 
 BEST = (0.9, 1.0)
-CHANCE = (0.0, 0.45)
-"""The decoder sees the image, and where boxes often are."""
+CHANCE = (0.0, 0.25)
+"""The decoder sees the image, which tells it nothing, so it can give one label map for all: the
+training boxes' most frequent label wherever one class has at least 20 % has 0.17."""
 
 
 def study() -> SegmentDecoder:

@@ -269,6 +269,9 @@ def test_the_time_left_comes_from_what_was_measured() -> None:
         reporter.finished("a", "task_02", probe.name, new=False)
     assert reporter.seconds_left() == pytest.approx(30)
     now[0] += 40
+    reporter.working("b", "task_00", "linear", 1, 4)
+    assert reporter.step.startswith("linear: b on task_00")
+    assert reporter.seconds_left() == pytest.approx(3 * 40 + 20)  # of a study: by its steps
     reporter.extracting("b", "task_00", 1, 4)
     assert reporter.seconds_left() == pytest.approx(3 * 40 + 20)  # a slower one: by its features
 

@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from tomoprobe.benchmark import dense
 from tomoprobe.benchmark.cache import FeatureCache
-from tomoprobe.benchmark.dense import labels_on, lattice_of, pyramid, to_native
+from tomoprobe.benchmark.dense import pyramid
 from tomoprobe.benchmark.dense_cache import Pyramids
 from tomoprobe.benchmark.errors import (
     DataError,
@@ -25,6 +25,7 @@ from tomoprobe.benchmark.errors import (
 )
 from tomoprobe.benchmark.features import DataIdentity
 from tomoprobe.benchmark.grids import to_tiles
+from tomoprobe.benchmark.lattice import labels_on, lattice_of, to_native
 from tomoprobe.benchmark.studies import Setting
 from tomoprobe.benchmark.types import (
     Case,
@@ -107,8 +108,9 @@ def test_the_lattice_is_central_and_as_large_as_the_field_of_view() -> None:
 @pytest.mark.parametrize("axes", ["RAS", "LAI", "SPL"])
 @pytest.mark.parametrize("spacing", [(1.0, 1.5, 1.2), (2.0, 2.0, 3.0)])
 def test_coordinates_come_back_at_every_stride_axis_code_and_spacing(
-    axis: int, axes: str, spacing: Triple
+    axis: int, axes: str, spacing: Triple, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setitem(dense.IMAGE, "relative", MM["relative"])  # mm are no share of 1
     # tiles of several sizes, none of which has padding
     card = encoder_card((8, 12, 8), spacing, axes)
     made = pyramid(coordinate(axis), Pooling(card), CARD)
@@ -132,17 +134,35 @@ def test_an_encoder_whose_map_is_the_image_gives_the_image() -> None:
     np.testing.assert_allclose(made.full(0), made.image, atol=1e-3)  # float16
 
 
-def test_an_encoder_without_a_spacing_is_shown_one_tile() -> None:
+def test_an_encoder_without_a_spacing_is_shown_the_lattices_or_a_finer_one() -> None:
     encoder = Pooling(encoder_card((16, 16, 16), None, "LAI"))
     made = pyramid(coordinate(0), encoder, CARD)
-    assert encoder.calls == [1]
-    assert made.forward_voxels == 16**3
-    assert [level.mm for level in made.levels] == [3, 6, 12]  # 48 mm in 16 voxels
+    assert [level.mm for level in made.levels] == [2, 4, 8]
     assert [level.factor for level in made.levels] == [1, 2, 4]
-    inner = points(made.lattice, margin=2)
+    inner = points(made.lattice, margin=6)
     np.testing.assert_allclose(
-        made.at(inner, [0])[0][:, 0], made.lattice.to_mm(inner)[:, 0], atol=0.01
+        made.at(inner, [0])[0][:, 0], made.lattice.to_mm(inner)[:, 0], atol=0.05
     )
+    fine = pyramid(coordinate(0), Pooling(encoder_card((32, 32, 32), None)), CARD)
+    assert fine.forward_voxels == 32**3, "one tile holds the field of view"
+    assert [level.mm for level in fine.levels] == [1.5, 3, 6]  # 48 mm in 32 voxels
+
+
+def test_images_of_all_sizes_are_read_at_the_same_scales() -> None:
+    encoder = Pooling(encoder_card((16, 16, 16), None))
+    card = replace(CARD, field_of_view_mm=None)
+    small, large = (pyramid(noise((n, n, n)), encoder, card) for n in (16, 60))
+    assert [v.factor for v in small.levels] == [v.factor for v in large.levels]
+    assert [v.mm for v in small.levels] == [v.mm for v in large.levels]
+
+
+def test_maps_that_depend_on_the_batch_are_refused() -> None:
+    class Mixing(Pooling):
+        def maps(self, x: torch.Tensor) -> list[torch.Tensor]:
+            return super().maps(x - x.mean(0))
+
+    with pytest.raises(EncoderError, match="depend on the batch"):
+        pyramid(noise(), Mixing(encoder_card()), CARD, check=True)
 
 
 def test_a_card_that_crops_is_covered_by_tiles_all_the_same() -> None:
@@ -534,7 +554,7 @@ def test_a_damaged_file_is_made_again(tmp_path: Path, damage: str) -> None:
 def test_two_at_once_run_the_encoder_once(tmp_path: Path) -> None:
     encoder = Pooling(encoder_card())
     alone = Pooling(encoder_card())
-    pyramid(noise((20, 20, 20), seed=0), alone, CARD)
+    pyramid(noise((20, 20, 20), seed=0), alone, CARD, check=True)
     found: list[dense.Pyramid] = []
 
     def work() -> None:

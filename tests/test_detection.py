@@ -11,9 +11,9 @@ import pytest
 from tomoprobe import tasks
 from tomoprobe.benchmark import metrics, predictions, probes
 from tomoprobe.benchmark.cache import FeatureCache
-from tomoprobe.benchmark.dense import lattice_of
 from tomoprobe.benchmark.errors import EncoderError, ProbeError
 from tomoprobe.benchmark.features import FrozenEncoder, identify
+from tomoprobe.benchmark.lattice import lattice_of
 from tomoprobe.benchmark.metrics.detection import RATES
 from tomoprobe.benchmark.probes._candidates import Candidates, hit_mm, peaks, sampled
 from tomoprobe.benchmark.studies import Setting, Study

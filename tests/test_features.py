@@ -156,7 +156,7 @@ def test_a_gpu_that_runs_out_of_memory_halves_the_batch() -> None:
 
     some = torch.randn(10, 1, 8, 8, 8)
     wanted = ToyEncoder().embed(some).numpy()
-    np.testing.assert_allclose(features._embed(Hungry(), some, 8, "cpu"), wanted, atol=1e-6)
+    np.testing.assert_allclose(features.embedded(Hungry(), some, 8, "cpu"), wanted, atol=1e-6)
 
 
 def test_cached_features_are_read_and_not_computed_again(tmp_path: Path) -> None:

@@ -399,9 +399,11 @@ def test_listing_the_probes_says_what_ranks_and_what_runs_on_request_only():
         assert row["kinds"] == list(probe.kinds)
         assert row["metric"] == (getattr(probe, "metric", "") or None)
         assert row["on_request"] == (name not in probes.default())
+        assert row["cost"] == getattr(probe, "cost")  # noqa: B009 - every probe of ours has one
     assert rows["linear"]["standard_for"] == ["classification", "regression"]
     table = CliRunner().invoke(app, ["probes"], env={"COLUMNS": "200"}).stdout
     assert "ranks by" in table
+    assert "cost" in table
     assert "on request" in table
 
 

@@ -12,6 +12,7 @@ from tomoprobe.benchmark.errors import StorageError
 SHAPE = (20, 30, 10)
 SPACING = (2.0, 1.0, 4.0)
 POINT = (4, 21, 7)
+RAW = ("scanner", "scanner")
 
 
 def labelled() -> np.ndarray:
@@ -62,7 +63,9 @@ def test_an_overlay_shows_truth_and_prediction_in_the_colors_of_the_legend(tmp_p
     truth = labelled()
     predicted = np.where(truth == 1, 0, truth)
     file = tmp_path / "overlay.png"
-    overlays.overlay(file, image, truth, predicted, SPACING, ("nothing", "rim", "core"), title="a")
+    overlays.overlay(
+        file, image, truth, predicted, SPACING, ("nothing", "rim", "core"), "scanner", title="a"
+    )
     rim, core = has(file, panels.color(1)), has(file, panels.color(2))
     third = rim.shape[1] // 3
     legend = slice(-panels.TITLE - panels.GAP, None)
@@ -88,7 +91,7 @@ def test_a_checkerboard_of_equal_images_is_the_image_and_of_others_is_not(tmp_pa
     fixed = rng.normal(size=(24, 24, 24)).astype(np.float32)
     other = rng.normal(size=fixed.shape).astype(np.float32)
     file = tmp_path / "board.png"
-    overlays.checkerboard(file, fixed, fixed.copy(), other, (1.0, 1.0, 1.0))
+    overlays.checkerboard(file, fixed, fixed.copy(), other, (1.0, 1.0, 1.0), RAW)
     sheet = pixels(file).astype(int)
     step = panels.SIDE + panels.GAP
     rows = slice(panels.GAP + panels.TITLE, panels.GAP + panels.TITLE + panels.SIDE)
@@ -106,7 +109,7 @@ def test_borders_of_both_labels_are_seen_where_they_are_the_same(tmp_path: Path)
     image, labels = np.zeros(SHAPE, np.float32), labelled()
     file = tmp_path / "board.png"
     overlays.checkerboard(
-        file, image, image, image, SPACING, fixed_labels=labels, moved_labels=labels
+        file, image, image, image, SPACING, RAW, fixed_labels=labels, moved_labels=labels
     )
     last = slice(-panels.SIDE - panels.GAP, None)
     shades = [
@@ -124,20 +127,70 @@ def test_colors_of_twenty_classes_are_told_apart() -> None:
 
 def test_a_window_becomes_black_and_white() -> None:
     image = np.linspace(-1000, 1000, 20 * 30 * 10).reshape(SHAPE).astype(np.float32)
-    panel = panels.picture(image, panels.PLANES[0], (0, 0, 5), (1.0, 1.0, 1.0), (-160.0, 240.0))
+    soft = panels.gray_scale(np.full(SHAPE, 40.0), "HU")
+    panel = panels.picture(image, panels.PLANES[0], (0, 0, 5), (1.0, 1.0, 1.0), soft)
     assert panel.min() == 0 and panel.max() == 255
-    low, high = panels.window(image)
+    low, high, _ = panels.gray_scale(image, "scanner")
     assert -1000 < low < -980 and 980 < high < 1000
+
+
+def first_panel(file: Path) -> np.ndarray:
+    """Gray values in the middle of the upper left panel."""
+    middle = panels.SIDE // 2
+    top, left = panels.GAP + panels.TITLE + middle, panels.GAP + middle
+    return pixels(file)[top - 50 : top + 50, left - 50 : left + 50, 0].astype(int)
+
+
+def test_ct_is_shown_in_a_window_in_hu_whatever_metal_and_air_there_is(tmp_path: Path) -> None:
+    """40 HU is the middle of a soft-tissue window; percentiles would show it nearly white."""
+    image = np.full((24, 24, 24), 40.0, np.float32)
+    image[:, :, ::2] = -1000.0
+    image[12:, :, 12] = 100.0
+    image[:12, :, 12] = 40.0
+    nothing = np.zeros(image.shape, np.uint8)
+    file, one = tmp_path / "ct.png", (1.0, 1.0, 1.0)
+    overlays.overlay(file, image, nothing, nothing, one, ("a", "b"), "HU")
+    assert set(np.unique(first_panel(file)[:, -20:]).tolist()) == {round(255 * 200 / 400)}
+    assert set(np.unique(first_panel(file)[:, :20]).tolist()) == {round(255 * 260 / 400)}
+    overlays.checkerboard(file, image, image, image, one, ("HU", "scanner"))
+    assert set(np.unique(first_panel(file)[:, -20:]).tolist()) == {round(255 * 200 / 400)}
+
+
+def test_the_two_images_of_a_pair_have_the_scale_of_their_own_unit(tmp_path: Path) -> None:
+    ct = np.full((24, 24, 24), 40.0, np.float32)
+    mr = np.linspace(0, 900, 24**3, dtype=np.float32).reshape(ct.shape)
+    file = tmp_path / "pair.png"
+    overlays.checkerboard(file, ct, mr, mr, (1.0, 1.0, 1.0), ("HU", "scanner"))
+    step = panels.SIDE + panels.GAP
+    top = panels.GAP + panels.TITLE
+    sheet = pixels(file)[top + 60 : top + 280, :, 0].astype(int)
+    fixed, moved = (
+        sheet[:, panels.GAP + k * step + 20 : panels.GAP + k * step + 280] for k in (0, 2)
+    )
+    assert np.ptp(fixed[:, 40:200]) == 0
+    assert np.ptp(moved) > 200
+
+
+def test_what_cannot_be_drawn_is_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    with overlays.optional("case '1' of 'toy'"):
+        raise OSError("the disk is full")
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert record.getMessage() == "No picture of case '1' of 'toy': the disk is full"
 
 
 def test_a_flat_image_is_drawn(tmp_path: Path) -> None:
     flat = np.zeros(SHAPE, np.float32)
     nothing = np.zeros(SHAPE, np.uint8)
-    overlays.overlay(tmp_path / "flat.png", flat, nothing, nothing, SPACING, ("nothing", "mark"))
+    overlays.overlay(
+        tmp_path / "flat.png", flat, nothing, nothing, SPACING, ("nothing", "mark"), "HU"
+    )
     assert pixels(tmp_path / "flat.png").size
 
 
 def test_a_folder_that_is_not_there_is_told(tmp_path: Path) -> None:
     image, labels = np.zeros(SHAPE, np.float32), labelled()
     with pytest.raises(StorageError, match=r"The picture .*x\.png cannot be written"):
-        overlays.overlay(tmp_path / "no" / "x.png", image, labels, labels, SPACING, ("a", "b", "c"))
+        overlays.overlay(
+            tmp_path / "no" / "x.png", image, labels, labels, SPACING, ("a", "b", "c"), "HU"
+        )

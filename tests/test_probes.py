@@ -10,7 +10,7 @@ from sklearn.preprocessing import StandardScaler
 
 from tomoprobe.benchmark import probes
 from tomoprobe.benchmark.errors import ProbeError, UnknownNameError
-from tomoprobe.benchmark.studies import Study
+from tomoprobe.benchmark.studies import Study, cost_of
 from tomoprobe.benchmark.types import Features, Kind, Probe
 
 SERVED = [
@@ -147,3 +147,6 @@ def test_every_probe_says_what_it_is(name: str) -> None:
     probe = probes.get(name)
     assert isinstance(probe, Probe | Study)
     assert probe.name == name and probe.version >= 1 and probe.title and probe.kinds
+    cost = cost_of(probe)
+    assert cost.endswith(".") and any(map(str.isdigit, cost)), "a sentence with a number"
+    assert "GPU" in cost, "and whether it was measured on one"

@@ -307,7 +307,22 @@ def test_a_study_scores_what_is_known_and_draws_its_first_pair(tmp_path: Path) -
     assert table["tre"][0] < 0.6 < table["tre_before"][0]
     assert table[["dice", "hd95", "epe"]].isna().all(axis=None)
     assert table["forward_voxels"][0] == 2 * np.prod(toy.SHAPE)
-    assert (tmp_path / "pair0.png").stat().st_size > 5000
+    assert (tmp_path / "0000.png").stat().st_size > 5000
+
+
+def test_a_picture_is_named_by_row_and_its_failure_costs_no_score(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    ready = setting(tmp_path)
+    named = [replace(case, id=f"my_task/{case.id}") for case in ready.cases[:1]]
+    folder = tmp_path / "pictures"
+    ready = replace(ready, cases=named, pictures=folder)
+    lost = Register().run(ready)
+    assert "No picture of pair 'my_task/pair0'" in caplog.text
+    assert str(folder) in caplog.text
+    folder.mkdir()
+    pd.testing.assert_frame_equal(Register().run(ready), lost)
+    assert [path.name for path in folder.iterdir()] == ["0000.png"]
 
 
 def test_labels_on_other_voxels_than_their_image_are_refused(tmp_path: Path) -> None:

@@ -254,7 +254,7 @@ def test_a_segmentation_is_followed_by_its_labels(tmp_path: Path) -> None:
     assert len(table) == 2
     assert table["clean_dice_1"].min() > 0.97
     # turned by 20 degrees the rod is nowhere near its old place, yet found
-    assert table["rotation_3_dice_1"].min() > 0.9
+    assert table["rotation_3_dice_1"].min() > 0.85
     assert table["blur_3_dice_1"].max() < table["clean_dice_1"].min()
     assert 0.5 < value("kept", table) < 1
 

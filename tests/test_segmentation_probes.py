@@ -26,6 +26,7 @@ from tomoprobe.benchmark.probes.segment_linear import SegmentLinear, fitted
 from tomoprobe.benchmark.probes.segment_prototype import BUDGET, prototypes
 from tomoprobe.benchmark.studies import Setting, Study, trials
 from tomoprobe.benchmark.types import Case, TaskCard
+from tomoprobe.leaderboard.details import detail_of
 from tomoprobe.submissions.load import load
 from tomoprobe.tasks import open_cases
 
@@ -291,6 +292,13 @@ def test_a_picture_of_the_first_test_case_is_drawn_where_pictures_are_wanted(tmp
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_picture_that_cannot_be_written_costs_no_score(tmp_path, caplog):
+    ready = setting_of(tmp_path)
+    table = SegmentLinear().run(replace(ready, pictures=tmp_path / "not" / "there"))
+    pd.testing.assert_frame_equal(table, SegmentLinear().run(ready))
+    assert "No picture of case 'boxes" in caplog.text
+
+
 def test_cross_validation_tests_everybody_once(tmp_path):
     card = replace(toy.CARD, name="toy_boxes_cv", counts={"cases": 10, "patients": 10})
     cases = [replace(toy.case(i, "train"), split=None) for i in range(10)]
@@ -370,6 +378,9 @@ def test_an_encoder_without_maps_leaves_the_decoder_the_image(tmp_path):
     blind = toy.Zeros(replace(toy.CONSTANT, strides=()))
     table = SegmentDecoder(recipe=SHORT).run(setting_of(tmp_path, encoder=blind))
     assert table["chosen_projection_parameters"].iloc[0] == 16
+    found = detail_of(table, None)
+    assert found is not None and found.projection_parameters == 16
+    assert found.decoder_parameters is not None and found.decoder_parameters > 1000
     assert (table["forward_voxels"] == 0).all()
     assert table["dice_1"].between(0, 1).all()
 

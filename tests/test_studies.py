@@ -13,7 +13,7 @@ import pytest
 from tomoprobe.benchmark import evaluate, metrics, predictions, probes
 from tomoprobe.benchmark.cache import FeatureCache
 from tomoprobe.benchmark.features import FrozenEncoder, identify
-from tomoprobe.benchmark.studies import Setting, Study, answers_of, metric_of
+from tomoprobe.benchmark.studies import Setting, Study, answers_of, cost_of, metric_of
 from tomoprobe.benchmark.types import Result
 from tomoprobe.tasks import check, open_cases
 
@@ -92,6 +92,8 @@ def test_an_oracle_is_near_the_best_and_two_runs_agree(name: str, run) -> None:
             assert again[key].score == row.score
         else:
             assert again[key].score == pytest.approx(row.score, abs=1e-4)
+            if row.low is not None and row.high is not None:
+                assert row.low <= row.score <= row.high, key
 
 
 @pytest.mark.parametrize("name", STUDIES)
@@ -109,7 +111,10 @@ def test_what_does_not_see_the_image_is_at_chance(name: str, run) -> None:
 def test_a_study_says_what_it_is(name: str) -> None:
     found = study(name)
     assert found.name == name and found.version >= 1 and found.kinds
-    assert found.title.endswith(".") or found.title
+    assert found.title and not found.title.endswith(".")
+    cost = cost_of(found)
+    assert cost.endswith(".") and any(map(str.isdigit, cost)), "a sentence with a number"
+    assert "GPU" in cost, "and whether it was measured on one"
     for kind in [found.answers] if found.answers else found.kinds:
         assert metrics.for_kind(kind), kind
     ranks = getattr(found, "metric", "")

@@ -159,11 +159,11 @@ def test_a_folder_that_was_not_packed_says_what_is_missing(server, packed, run, 
 # --- predictions ---------------------------------------------------------------------------------
 
 
-def parquet(path: Path, model_sha: str = "ab" * 32, task: str = "toy") -> None:
+def parquet(path: Path, model_sha: str = "ab" * 32, task: str = "toy", probe: str = "knn") -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    about = json.dumps({"model_sha": model_sha, "task": task, "probe": "knn"}).encode()
+    about = json.dumps({"model_sha": model_sha, "task": task, "probe": probe}).encode()
     table = pa.table({"case": ["a"]}).replace_schema_metadata({b"tomoprobe": about})
     pq.write_table(table, path)
 
@@ -189,6 +189,28 @@ def test_predictions_are_sent_as_one_file_and_called_self_run(server, tmp_path, 
     assert server.bodies[0]["upload"] == upload["id"]
     run("submit", "--predictions", tmp_path, "--no-follow")
     assert len(server.uploads) == 1, "the same predictions are the same file"
+
+
+def test_what_needs_the_network_is_left_out_of_predictions_and_said(server, tmp_path, run):
+    (tmp_path / "manifest.toml").write_text(CARD)
+    parquet(tmp_path / "toy.linear.parquet", probe="linear")
+    parquet(tmp_path / "toy.retrieve.parquet", probe="retrieve")
+    parquet(tmp_path / "pairs.register.parquet", task="pairs", probe="register")
+    code, _, err = run("submit", "--predictions", tmp_path, "--no-follow")
+    assert code == 0, err
+    assert "Left out 2 of 3 tables (register, retrieve: " in " ".join(err.split())
+    (upload,) = server.uploads.values()
+    assert set(load(bytes(server.bytes[upload["id"]]))) == {"toy.linear.parquet"}
+    assert server.bodies[0]["tasks"] == ["toy"]
+
+
+def test_predictions_of_networks_alone_are_refused_here(server, tmp_path, run):
+    (tmp_path / "manifest.toml").write_text(CARD)
+    parquet(tmp_path / "toy.retrieve.parquet", probe="retrieve")
+    code, _, err = run("submit", "--predictions", tmp_path)
+    assert code == 2
+    assert "Submit the weights" in " ".join(err.split())
+    assert server.asked == []
 
 
 @pytest.mark.parametrize("case", ["none", "two models", "no predictions", "card"])

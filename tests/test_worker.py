@@ -609,14 +609,14 @@ def predicted(
     return predictions.to_parquet(edited, about), evaluate.score(table, about)
 
 
-def send(bench: Bench, identity: Identity, raw: bytes) -> Submission:
+def send(bench: Bench, identity: Identity, raw: bytes, **changes: object) -> Submission:
     """Upload predictions and submit them."""
     upload = uploads.create(bench.engine, identity, "predictions", len(raw), "0" * 64)
     bench.store.folder.mkdir(exist_ok=True)
     bench.store.path(upload.file).write_bytes(raw)
     uploads.advance(bench.engine, upload.id, 0, len(raw))
     uploads.finish(bench.engine, upload.id)
-    return jobs.submit(bench.engine, identity, kind="self-run", upload_id=upload.id)
+    return jobs.submit(bench.engine, identity, kind="self-run", upload_id=upload.id, **changes)
 
 
 def test_uploaded_predictions_are_scored_anew_and_marked(bench: Bench, identity: Identity):
@@ -629,6 +629,23 @@ def test_uploaded_predictions_are_scored_anew_and_marked(bench: Bench, identity:
     assert {row.origin for row in rows} == {"self-run"}
     got = {row.result.metric: (row.result.score, row.result.low) for row in rows}
     assert got == {r.metric: (r.score, r.low) for r in scores.results}
+
+
+def test_no_table_is_stored_where_another_one_is_refused(bench: Bench, identity: Identity):
+    raw, _ = predicted()
+    table, about = predictions.from_parquet(raw)
+    other = predictions.to_parquet(table, replace(about, probe="retrieve"))
+    both = {"a.parquet": raw, "b.parquet": other}
+    sent = send(
+        bench,
+        identity,
+        save({name: np.frombuffer(value, np.uint8) for name, value in both.items()}),
+        probes=("knn", "retrieve"),
+    )
+    work(bench, TERMS, once=True)
+    after = queue.submission(bench.engine, sent.id)
+    assert (after.state, after.code) == ("failed", "predictions-protocol")
+    assert not db.rows(bench.engine)
 
 
 def test_predictions_on_an_incomplete_copy_are_marked_as_such(bench: Bench, identity: Identity):

@@ -12,7 +12,7 @@ from ..targets import Lesion
 from ..types import TaskCard
 
 if TYPE_CHECKING:
-    from ..dense import Lattice
+    from ..lattice import Lattice
 
 MOST_HIT_MM = 20.0
 """A candidate hits a lesion from within its radius (LUNA16), but from no farther than this: of a

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from ..errors import EncoderError
 from ..studies import Setting
 from ..types import Shape
 from ._components import Components
@@ -75,6 +76,12 @@ class Reader:
             pyramid.levels, self.components, self.factors, strict=True
         ):
             values = component.field(level.values)
+            if level.factor % factor:
+                raise EncoderError(
+                    f"A map is {level.factor} times as coarse as the lattice in one image and "
+                    f"{factor} times in others. Maps of one task have one scale: state the "
+                    "spacing on the encoder's card."
+                )
             for axis in (1, 2, 3):  # a level coarser than the coarsest scale
                 values = np.repeat(values, level.factor // factor, axis)
             # a float16 of a voxel that is 65,504 SDs off would be infinite

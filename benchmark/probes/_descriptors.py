@@ -47,7 +47,7 @@ def shared(fixed: Pyramid, moving: Pyramid, seen: np.ndarray) -> tuple[np.ndarra
     shape = fixed.lattice.shape
     levels: list[tuple[np.ndarray, np.ndarray]] = []
     for one, other in zip(fixed.levels, moving.levels, strict=True):
-        known = seen[tuple(slice(None, None, one.factor) for _ in shape)].ravel()
+        known = _blocks(seen, one.factor).ravel()
         a, b = (level.values.reshape(len(level.values), -1).T for level in (one, other))
         weights = [np.ones(len(a)), known.astype(np.float64)]
         components = Components.fit([a, b], weights, most)
@@ -59,6 +59,14 @@ def shared(fixed: Pyramid, moving: Pyramid, seen: np.ndarray) -> tuple[np.ndarra
         return np.zeros((1, *shape), np.float32), np.zeros((1, *shape), np.float32)
     scaled = [_scaled(a, b, seen, len(levels)) for a, b in levels]
     return np.concatenate([a for a, _ in scaled]), np.concatenate([b for _, b in scaled])
+
+
+def _blocks(seen: np.ndarray, factor: int) -> np.ndarray:
+    """Which voxels of a level see the moving image alone: all points that they cover are seen."""
+    reach = [(0, -n % factor) for n in seen.shape]
+    whole = np.pad(seen, reach, mode="edge")
+    x, y, z = (n // factor for n in whole.shape)
+    return whole.reshape(x, factor, y, factor, z, factor).all((1, 3, 5))
 
 
 def _scaled(

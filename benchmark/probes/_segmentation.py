@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import EncoderError, MaskError, ProbeError
+from ..inputs import loaded
 from ..predictions import HEADLINE
 from ..splits import position
 from ..studies import Setting, Trial
@@ -28,15 +29,23 @@ Predictor = Callable[["Pyramid"], np.ndarray]
 # --- truth -----------------------------------------------------------------------------------
 
 
-def truth_of(setting: Setting, row: int) -> tuple[np.ndarray, Triple]:
-    """The label map (X, Y, Z) of a case on its image's voxels, and their size in mm.
+def truth_of(setting: Setting, row: int, lattice: Lattice) -> np.ndarray:
+    """The label map (X, Y, Z) of a case on its image's voxels.
+
+    Args:
+        setting: with the cases.
+        row: of the case.
+        lattice: of its image.
 
     Raises:
-        MaskError: it names a class that the task does not have.
+        MaskError: it names a class that the task does not have, or lies beside its image.
+        DataError: the task cannot load it.
     """
+    from ..volumes import check_on_grid
+
     case = setting.cases[row]
     assert isinstance(case.target, Labels)  # noqa: S101  of every segmentation, see ``tasks``
-    labels, affine = case.target.load()
+    labels, affine = loaded(case, "label map", case.target.load)
     n_classes = len(setting.card.classes)
     if labels.min() < 0 or labels.max() >= n_classes:
         raise MaskError(
@@ -44,8 +53,11 @@ def truth_of(setting: Setting, row: int) -> tuple[np.ndarray, Triple]:
             f"the classes of '{setting.card.name}' are 0 to {n_classes - 1}. Correct the labels or "
             "the task's classes."
         )
-    x, y, z = np.sqrt((np.asarray(affine, float)[:3, :3] ** 2).sum(0)).tolist()
-    return labels, (x, y, z)
+    try:
+        check_on_grid(lattice.image_shape, lattice.image_affine, labels.shape, affine)
+    except MaskError as error:
+        raise MaskError(f"The label map of case '{case.id}': {error}") from error
+    return labels
 
 
 # --- points to learn from --------------------------------------------------------------------
@@ -75,7 +87,7 @@ def points_of(setting: Setting, row: int, lattice: Lattice, most: int) -> Points
     from ..lattice import labels_on
 
     card, case = setting.card, setting.cases[row]
-    labels = labels_on(lattice, truth_of(setting, row)[0]).ravel()
+    labels = labels_on(lattice, truth_of(setting, row, lattice)).ravel()
     seed = position(card.name, card.data_version, "points", case.id)
     rng = np.random.default_rng(int(seed * 2**53))
     present = np.unique(labels)
@@ -228,7 +240,8 @@ def answers(
     found = []
     for number, row in enumerate(rows):
         case, pyramid = setting.cases[row], pyramids.of(int(row))
-        truth, spacing = truth_of(setting, int(row))
+        truth = truth_of(setting, int(row), pyramid.lattice)
+        spacing = pyramid.lattice.image_spacing
         drawn = not picture or number > 0
         for fit in fits:
             values = fit.predict(pyramid)
@@ -256,13 +269,22 @@ def _draw(
     setting: Setting, row: int, truth: np.ndarray, predicted: np.ndarray, spacing: Triple
 ) -> None:
     """The overlay of one case, where pictures are wanted."""
-    from ..overlays import overlay
+    from ..overlays import optional, overlay
 
     if setting.pictures is not None:
         case = setting.cases[row]
-        image = case.load().voxels[0]
-        path = setting.pictures / f"{row:04d}.png"
-        overlay(path, image, truth, predicted, spacing, setting.card.classes)
+        with optional(f"case '{case.id}' of '{setting.card.name}'"):
+            volume = case.load()
+            overlay(
+                setting.pictures / f"{row:04d}.png",
+                volume.voxels[0],
+                truth,
+                predicted,
+                spacing,
+                setting.card.classes,
+                volume.unit,
+                title=f"{case.id}, {setting.encoder.card.name}",
+            )
 
 
 class Ticks:

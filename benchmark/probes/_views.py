@@ -12,18 +12,6 @@ from ..shifts import MOVED, VIEWS, View
 from ..studies import Setting
 
 
-def clean_embeddings(setting: Setting) -> np.ndarray:
-    """(N, F) of all cases, as they are: what every other probe reads, too."""
-    return setting.cache.get(
-        setting.encoder,
-        data_set_of(setting.card),
-        setting.cases,
-        setting.identity,
-        setting.card.field_of_view_mm,
-        setting.device,
-    ).x
-
-
 def shifted_embeddings(
     setting: Setting, rows: Sequence[int] | np.ndarray, move: bool = False
 ) -> dict[str, np.ndarray]:

@@ -72,7 +72,8 @@ class AttentiveStudy:
     on_request: bool = True
     cost: str = (
         "Runs the encoder once over every image, then trains 9 small networks (15 folds: 45) of at "
-        "most 400 steps, all at once: half a minute on a CPU core for 1000 scans of 64 tokens."
+        "most 400 steps, all at once: half a minute on a CPU core for 1,000 scans of 64 tokens; "
+        "not measured on a GPU."
     )
 
     def run(self, setting: Setting) -> pd.DataFrame:

@@ -71,7 +71,8 @@ class Detect:
     cost: str = (
         "One pass of the encoder over every image; then a regression on at most 40,000 points, "
         "five times, and three passes over the kept maps. 240 heads of 48x56x48 voxels on one "
-        "CPU core: 20 s for the maps of a small Swin transformer, 18 s for the rest."
+        "CPU core: 20 s for the maps of a small Swin transformer, 18 s for the rest; not "
+        "measured on a GPU."
     )
 
     def run(self, setting: Setting) -> pd.DataFrame:
@@ -170,6 +171,7 @@ class _Work:
                         "scores": candidates.score.tolist(),
                         "found": candidates.found(pyramid.lattice, lesions, card).tolist(),
                         "lesions": len(lesions),
+                        "forward_voxels": pyramid.forward_voxels,
                         **{f"{axis}_mm": place[:, i].tolist() for i, axis in enumerate("xyz")},
                         "chosen_penalty": float(PENALTIES[chosen]),
                     }

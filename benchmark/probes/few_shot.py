@@ -36,6 +36,10 @@ class FewShotProbe:
     version: int = 1
     kinds: tuple[Kind, ...] = ("classification",)
     budget: Budget = BUDGET
+    cost: str = (
+        "40 small convex fits for two classes, 0.3 s of a CPU core for 1,000 cases of 512 "
+        "features; not measured on a GPU, which it does not use."
+    )
 
     def __call__(self, features: Features, seed: int, refits: int) -> Predictions:
         """Fit on all train rows, the support; see ``types.Probe``. Val rows are not read."""

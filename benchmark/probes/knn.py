@@ -23,6 +23,10 @@ class KnnProbe:
     title: str = "k nearest neighbours by cosine similarity, k chosen on val"
     version: int = 1
     kinds: tuple[Kind, ...] = ("classification", "regression")
+    cost: str = (
+        "Nothing is trained: one matrix product and a sort, 0.2 s of a CPU core for 1,000 cases of "
+        "512 features; not measured on a GPU, which it does not use."
+    )
 
     def __call__(self, features: Features, seed: int, refits: int) -> Predictions:
         """Features are standardised on train, then compared by angle; see ``types.Probe``."""

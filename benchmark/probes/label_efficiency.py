@@ -30,6 +30,11 @@ class LabelEfficiencyProbe:
     version: int = 1
     kinds: tuple[Kind, ...] = ("classification", "regression")
     budget: Budget = BUDGET
+    cost: str = (
+        "61 choices of a penalty and fits, of each share for 10 draws of patients, 4 s of a CPU "
+        "core for 1,000 cases of 512 features and two classes; not measured on a GPU, which it "
+        "does not use."
+    )
 
     def __call__(self, features: Features, seed: int, refits: int) -> Predictions:
         """Fit on all train rows, the support; see ``types.Probe``. Val rows are not read."""

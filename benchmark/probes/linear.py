@@ -23,6 +23,7 @@ class LinearProbe:
 
     name: str
     title: str
+    cost: str
     components: int | None = None
     version: int = 1
     kinds: tuple[Kind, ...] = ("classification", "regression")
@@ -57,10 +58,17 @@ def _project(sides: Sides, components: int) -> Sides:
 
 
 PROBES = (
-    LinearProbe("linear", "L2 logistic or ridge regression on all features"),
+    LinearProbe(
+        "linear",
+        "L2 logistic or ridge regression on all features",
+        "21 convex fits and the choice of a penalty, 1 s of a CPU core for 1,000 cases of 512 "
+        "features and two classes; not measured on a GPU, which it does not use.",
+    ),
     LinearProbe(
         "linear_pca64",
         f"The same on {COMPONENTS} principal components fitted on train",
+        "A decomposition and the fits of the linear probe, 1 s of a CPU core for 1,000 cases of "
+        "512 features and two classes; not measured on a GPU, which it does not use.",
         components=COMPONENTS,
     ),
 )

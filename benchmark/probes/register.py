@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import random
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from ..errors import DataError, ProbeError
+from ..inputs import loaded
 from ..splits import uses_cv
 from ..studies import Setting
 from ..targets import Labels, Pair
@@ -38,7 +40,7 @@ class Register:
     )
     cost: str = (
         "Maps of two images per pair; for the optimisation 1 s (60,000 points) to 9 s (430,000 "
-        "points) of one core per pair."
+        "points) of one CPU core per pair; not measured on a GPU."
     )
 
     def run(self, setting: Setting) -> pd.DataFrame:
@@ -67,12 +69,15 @@ class Register:
                 f"No pair of '{setting.card.name}' is on the test side. Use a larger part of the "
                 "data set."
             )
-        rows = []
-        for done, case in enumerate(tested):
-            rows.append(_row(setting, case, picture=done == 0))
+        rows: dict[str, dict[str, object]] = {}
+        order = list(tested)
+        if getattr(setting.encoder, "shuffled", False):  # a stranger's is not to know which is next
+            random.SystemRandom().shuffle(order)
+        for done, case in enumerate(order):
+            rows[case.id] = _row(setting, case, picture=case is tested[0])
             if setting.progress:
                 setting.progress(done + 1, len(tested))
-        return pd.DataFrame(rows)
+        return pd.DataFrame([rows[case.id] for case in tested])
 
 
 class _Images(NamedTuple):
@@ -97,13 +102,13 @@ def _row(setting: Setting, case: Case, picture: bool) -> dict[str, object]:
             f"Case '{case.id}' of '{setting.card.name}' has no second image. The target of a "
             "registration is a Pair: correct the task's cases()."
         )
-    fixed, moving = case.load(), pair.load()
+    fixed, moving = loaded(case, "image", case.load), loaded(case, "moving image", pair.load)
     shape = _shape(fixed)
     images = _Images(fixed, moving, *deformations.carried(moving, shape, fixed.affine))
     lattice, found, voxels = _displacement(setting, images)
     sd, folding = deformations.smoothness(deformations.jacobian(found, lattice.spacing))
     moved = deformations.at_voxels(lattice, found)
-    truth = _Truth.of(pair, images)
+    truth = _Truth.of(case, pair, images)
     before = truth.scores(np.zeros_like(moved))
     after = truth.scores(moved)
     if picture and setting.pictures is not None:
@@ -155,7 +160,7 @@ class _Truth(NamedTuple):
     """Those of the moving image and their affine."""
 
     @classmethod
-    def of(cls, pair: Pair, images: _Images) -> _Truth:
+    def of(cls, case: Case, pair: Pair, images: _Images) -> _Truth:
         """Read the label maps.
 
         Raises:
@@ -163,8 +168,8 @@ class _Truth(NamedTuple):
         """
         if pair.fixed is None or pair.moving is None:
             return cls(pair, images.fixed, None, None)
-        labels, _ = _read(pair.fixed, images.fixed)
-        return cls(pair, images.fixed, labels, _read(pair.moving, images.moving))
+        labels, _ = _read(case, pair.fixed, images.fixed)
+        return cls(pair, images.fixed, labels, _read(case, pair.moving, images.moving))
 
     def pulled(self, displacement: np.ndarray) -> np.ndarray | None:
         """(X, Y, Z): the moving image's labels on the voxels of the fixed one."""
@@ -198,10 +203,10 @@ class _Truth(NamedTuple):
         return found
 
 
-def _read(labels: Labels, volume: Volume) -> tuple[np.ndarray, np.ndarray]:
+def _read(case: Case, labels: Labels, volume: Volume) -> tuple[np.ndarray, np.ndarray]:
     from ..volumes import check_same_grid
 
-    values, affine = labels.load()
+    values, affine = loaded(case, "label map", labels.load)
     check_same_grid(volume, affine, values.shape)
     return values, affine
 
@@ -219,24 +224,27 @@ def _draw(
     moved: np.ndarray,
     scores: dict[str, float],
 ) -> None:
-    """A checkerboard of the pair before and after."""
+    """A checkerboard of the pair before and after, named by the pair's place in the task."""
     from ..deformations import carried
-    from ..overlays import checkerboard
+    from ..overlays import checkerboard, optional
 
     assert setting.pictures is not None  # noqa: S101  asked for
-    after = carried(images.moving, _shape(images.fixed), images.fixed.affine, moved)
+    row = next(place for place, one in enumerate(setting.cases) if one is case)
     known = ", ".join(f"{name} {value:.3g}" for name, value in scores.items() if value == value)
-    checkerboard(
-        setting.pictures / f"{case.id}.png",
-        images.fixed.voxels[0],
-        after.volume.voxels[0],
-        images.before.voxels[0],
-        images.fixed.spacing,
-        fixed_labels=truth.labels,
-        moved_labels=truth.pulled(moved),
-        before_labels=truth.pulled(np.zeros_like(moved)),
-        title=f"{case.id}, {setting.encoder.card.name}: {known}",
-    )
+    with optional(f"pair '{case.id}' of '{setting.card.name}'"):
+        after = carried(images.moving, _shape(images.fixed), images.fixed.affine, moved)
+        checkerboard(
+            setting.pictures / f"{row:04d}.png",
+            images.fixed.voxels[0],
+            after.volume.voxels[0],
+            images.before.voxels[0],
+            images.fixed.spacing,
+            (images.fixed.unit, images.moving.unit),
+            fixed_labels=truth.labels,
+            moved_labels=truth.pulled(moved),
+            before_labels=truth.pulled(np.zeros_like(moved)),
+            title=f"{case.id}, {setting.encoder.card.name}: {known}",
+        )
 
 
 PROBES = (Register(),)

@@ -45,8 +45,8 @@ PENALTIES = 10.0 ** np.arange(1, 6)
 """C, which multiplies the mean log-loss over voxels: from a layer that is hardly more than the
 prior to one that is hardly penalised, on components of SD 1."""
 
-POINTS = 60_000
-"""Training voxels in all, about; with 320 components they are 150 MB in float64."""
+POINTS = 40_000
+"""Training voxels in all, about; with 320 components they are 100 MB in float64."""
 
 POINTS_PER_CASE = 4_000
 """At most: voxels of one image are much alike."""
@@ -213,7 +213,7 @@ class SegmentLinear:
     answers: Answer = "segmentation"
     cost: str = (
         "One pass of the encoder over all scans, which the other dense protocols share; the fit "
-        "takes one to three minutes on two cores, a test case seconds."
+        "takes 1 to 3 minutes on two CPU cores, a test case seconds; not measured on a GPU."
     )
 
     def run(self, setting: Setting) -> pd.DataFrame:

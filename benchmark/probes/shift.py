@@ -9,6 +9,7 @@ what the frozen features let through. Where a shift turns the anatomy, the true 
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -16,13 +17,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..evaluate import REFITS
+from ..inputs import loaded
 from ..predictions import HEADLINE
 from ..shifts import VIEWS, shifted, shifted_labels
 from ..splits import REPEATS, position, uses_cv
 from ..studies import Setting, Trial, trials
 from ..types import Answer, Features, Kind
-from ._views import clean_embeddings, shifted_embeddings
-from .linear import LinearProbe
+from ._views import shifted_embeddings
+from .linear import PROBES as LINEAR
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -51,7 +53,7 @@ class ShiftStudy:
     on_request: bool = True
     cost: str = (
         "Runs the encoder over every test image 21 times more; the fit is that of linear, or of "
-        "segment_linear."
+        "segment_linear; not measured on a GPU."
     )
 
     def run(self, setting: Setting) -> pd.DataFrame:
@@ -62,7 +64,7 @@ class ShiftStudy:
             return _segmented(setting)
         fits = list(trials(setting.card, setting.cases, repeats=1))
         tested = np.unique(np.concatenate([trial.rows("test") for trial in fits]))
-        x = clean_embeddings(setting)
+        x = setting.embeddings()
         views = {CLEAN: x[tested], **shifted_embeddings(setting, tested)}
         parts = [part for trial in fits for part in _fitted(setting, trial, tested, x, views)]
         return pd.concat(parts, ignore_index=True)
@@ -100,7 +102,7 @@ def _fitted(
         len(card.classes),
     )
     share = REFITS // REPEATS if uses_cv(card) else REFITS
-    predictions = LinearProbe("linear", "")(features, setting.seed, share)
+    predictions = LINEAR[0](features, setting.seed, share)
     who = {
         "case": [cases[row].id for row in asked],
         "patient": patient[asked],
@@ -167,15 +169,21 @@ def _dice_by_view(
     setting: Setting, row: int, pyramids: Pyramids, fit: Fitted, tick: Callable[[], None]
 ) -> dict[str, float]:
     """``clean_dice_1``, ..., of one case."""
-    from ..dense import pyramid, to_native
+    from ..dense import pyramid
+    from ..lattice import to_native
     from ._segmentation import truth_of
 
     case, card = setting.cases[row], setting.card
-    truth, volume = truth_of(setting, row)[0], case.load()
+    volume = loaded(case, "image", case.load)
+    clean = pyramids.of(row)
+    truth = truth_of(setting, row, clean.lattice)
     found: dict[str, float] = {}
-    for how in (None, *VIEWS):
+    views = [None, *VIEWS]
+    if getattr(setting.encoder, "shuffled", False):  # nor in which order views come
+        random.SystemRandom().shuffle(views)
+    for how in views:
         if how is None:
-            maps, wanted = pyramids.of(row), truth
+            maps, wanted = clean, truth
         else:
             moved = shifted(volume, how, case.id)
             maps = pyramid(moved, setting.encoder, card, setting.device)

@@ -8,7 +8,7 @@ there left out, values beyond 10 SDs clipped.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -18,7 +18,7 @@ from ..splits import position, uses_cv
 from ..studies import Setting
 from ..types import Answer, Kind
 from ._training import LARGEST_SD
-from ._views import clean_embeddings, shifted_embeddings
+from ._views import shifted_embeddings
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -41,7 +41,8 @@ class StabilityStudy:
     answers: Answer = "stability"
     metric: str = "icc"
     on_request: bool = True
-    cost: str = f"Embeds at most {MOST} test images 22 times over."
+    needs: Literal["embeddings"] = "embeddings"
+    cost: str = f"Embeds at most {MOST} test images 22 times over; not measured on a GPU."
 
     def run(self, setting: Setting) -> pd.DataFrame:
         """Compare embeddings; see ``Study.run``.
@@ -57,7 +58,7 @@ class StabilityStudy:
         import pandas as pd
 
         rows = _chosen(setting)
-        clean = clean_embeddings(setting)[rows].astype(np.float64)
+        clean = setting.embeddings()[rows].astype(np.float64)
         mean, sd = clean.mean(0), clean.std(0)
         kept = sd > 1e-7 * np.abs(mean) + 1e-12
 
