@@ -7,6 +7,7 @@ where it was.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -37,6 +38,9 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
 
     from .load import LoadedEncoder
+
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -358,7 +362,11 @@ def studied(
     folder = None
     if pictures is not None:
         folder = pictures / f"{card.name}.{study.name}.{encoder.card.name}"
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:  # scores are worth more than pictures
+            logger.warning("no pictures: %s cannot be made (%s)", folder, error.strerror)
+            folder = None
     setting = Setting(
         card,
         opened.cases,

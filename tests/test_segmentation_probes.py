@@ -20,7 +20,7 @@ from tomoprobe.benchmark.lattice import lattice_of
 from tomoprobe.benchmark.probes._components import LEAST_SHARE, MOST, Components
 from tomoprobe.benchmark.probes._decoder import Decoder, Reader, predicted
 from tomoprobe.benchmark.probes._layers import best_biases, logistic_maps, merged
-from tomoprobe.benchmark.probes._segmentation import dice_of, points_of
+from tomoprobe.benchmark.probes._segmentation import Coarse, averaged, dice_of, points_of
 from tomoprobe.benchmark.probes.segment_decoder import Recipe, SegmentDecoder, train
 from tomoprobe.benchmark.probes.segment_linear import SegmentLinear, fitted
 from tomoprobe.benchmark.probes.segment_prototype import BUDGET, prototypes
@@ -309,20 +309,13 @@ def test_cross_validation_tests_everybody_once(tmp_path):
     assert (headline["dice_1"] > 0.9).all()
 
 
-@pytest.mark.parametrize("name", ["segment_linear", "segment_prototype"])
+@pytest.mark.parametrize("name", ["segment_linear", "segment_prototype", "segment_decoder"])
 def test_an_encoder_without_maps_is_refused(name, tmp_path):
     blind = toy.Zeros(replace(toy.CONSTANT, strides=()))
     study = probes.get(name)
     assert isinstance(study, Study)
     with pytest.raises(EncoderError, match="no maps"):
         study.run(setting_of(tmp_path, encoder=blind))
-
-
-def test_coarse_levels_alone_are_asked_for_and_named_where_there_are_none(tmp_path):
-    study = probes.get("segment_linear_coarse")
-    assert isinstance(study, Study)
-    with pytest.raises(ProbeError, match="4 mm or coarser"):
-        study.run(setting_of(tmp_path))  # a map at 1 mm
 
 
 # --- prototypes --------------------------------------------------------------------------------
@@ -374,14 +367,14 @@ def test_an_image_is_predicted_in_blocks_without_seams():
     np.testing.assert_allclose(predicted(model, example, "cpu", block=48), whole, atol=1e-4)
 
 
-def test_an_encoder_without_maps_leaves_the_decoder_the_image(tmp_path):
-    blind = toy.Zeros(replace(toy.CONSTANT, strides=()))
+def test_constant_maps_leave_the_decoder_the_image(tmp_path):
+    blind = toy.Zeros(toy.CONSTANT)
     table = SegmentDecoder(recipe=SHORT).run(setting_of(tmp_path, encoder=blind))
-    assert table["chosen_projection_parameters"].iloc[0] == 16
+    # 16 for the image, 16 for the one component of the constant
+    assert table["chosen_projection_parameters"].iloc[0] == 32
     found = detail_of(table, None)
-    assert found is not None and found.projection_parameters == 16
+    assert found is not None and found.projection_parameters == 32
     assert found.decoder_parameters is not None and found.decoder_parameters > 1000
-    assert (table["forward_voxels"] == 0).all()
     assert table["dice_1"].between(0, 1).all()
 
 
@@ -402,3 +395,19 @@ def test_patches_are_neighbours_and_coordinates():
     torch.testing.assert_close(
         encoder.embed(x)[0, 30:], products[tuple(torch.triu_indices(30, 30))], atol=1e-4, rtol=1e-3
     )
+
+
+def test_coarse_maps_are_those_of_4_mm_or_means_over_such_blocks():
+    rng = np.random.default_rng(0)
+    fine = Level(rng.random((2, 10, 8, 9)).astype(np.float32), 1, 1.0)
+    coarse = averaged(fine, (1.0, 1.0, 1.0), 4.0)
+    assert (coarse.factor, coarse.mm, coarse.values.shape) == (4, 4.0, (2, 3, 2, 3))
+    np.testing.assert_allclose(
+        coarse.values[:, 0, 0, 0], fine.values[:, :4, :4, :4].mean((1, 2, 3)), rtol=1e-5
+    )
+
+
+def test_an_encoder_of_fine_maps_alone_has_a_coarse_score_too(tmp_path):
+    setting = setting_of(tmp_path)
+    made = Coarse(Pyramids(setting), 4.0).of(0)
+    assert made.levels and all(level.mm >= 4.0 for level in made.levels)

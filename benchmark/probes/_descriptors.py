@@ -66,7 +66,7 @@ def _blocks(seen: np.ndarray, factor: int) -> np.ndarray:
     reach = [(0, -n % factor) for n in seen.shape]
     whole = np.pad(seen, reach, mode="edge")
     x, y, z = (n // factor for n in whole.shape)
-    return whole.reshape(x, factor, y, factor, z, factor).all((1, 3, 5))
+    return np.all(whole.reshape(x, factor, y, factor, z, factor), axis=(1, 3, 5))
 
 
 def _scaled(

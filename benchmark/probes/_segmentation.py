@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from ..errors import EncoderError, MaskError, ProbeError
+from ..errors import EncoderError, MaskError
 from ..inputs import loaded
 from ..predictions import HEADLINE
 from ..splits import position
@@ -18,8 +18,7 @@ from ..targets import Labels
 from ..types import TaskCard, Triple
 
 if TYPE_CHECKING:
-    from ..dense import Pyramid
-    from ..dense_cache import Pyramids
+    from ..dense import Level, Pyramid
     from ..lattice import Lattice
 
 Predictor = Callable[["Pyramid"], np.ndarray]
@@ -158,27 +157,64 @@ def mean_dice(both: np.ndarray, either: np.ndarray) -> float:
 # --- levels ----------------------------------------------------------------------------------
 
 
-def levels_of(setting: Setting, pyramid: Pyramid, coarsest_from_mm: float = 0.0) -> list[int]:
-    """Indices of the levels whose own resolution is that many mm or coarser.
+def levels_of(setting: Setting, pyramid: Pyramid) -> list[int]:
+    """Indices of all levels.
 
     Raises:
         EncoderError: the encoder gives no maps.
-        ProbeError: no level is that coarse.
     """
-    name = setting.encoder.card.name
     if not pyramid.levels:
         raise EncoderError(
-            f"Encoder '{name}' has no maps, and a segmentation needs them. Add strides to its card "
-            "and a method maps(), or leave this protocol out."
+            f"Encoder '{setting.encoder.card.name}' has no maps, and a segmentation needs them. "
+            "Add strides to its card and a method maps(), or leave this protocol out."
         )
-    found = [i for i, one in enumerate(pyramid.levels) if one.mm >= coarsest_from_mm - 1e-6]
-    if not found:
-        finest = ", ".join(f"{one.mm:.3g}" for one in pyramid.levels)
-        raise ProbeError(
-            f"Encoder '{name}' has no maps of {coarsest_from_mm:g} mm or coarser on task "
-            f"'{setting.card.name}', but of {finest} mm. This protocol leaves finer ones out."
-        )
-    return found
+    return list(range(len(pyramid.levels)))
+
+
+class Maps(Protocol):
+    """Where the pyramids of a setting's cases come from."""
+
+    def of(self, row: int) -> Pyramid:
+        """That of a row of ``setting.cases``."""
+        ...
+
+
+@dataclass(frozen=True)
+class Coarse:
+    """Only maps that are so coarse; where all are finer, the coarsest averaged over such blocks."""
+
+    maps: Maps
+    from_mm: float
+
+    def of(self, row: int) -> Pyramid:
+        """The pyramid of a case without its finer levels."""
+        made = self.maps.of(row)
+        kept = tuple(one for one in made.levels if one.mm >= self.from_mm - 1e-6)
+        if made.levels and not kept:
+            kept = (averaged(made.levels[-1], made.lattice.spacing, self.from_mm),)
+        return replace(made, levels=kept)
+
+
+def averaged(level: Level, spacing: Triple, mm: float) -> Level:
+    """A level as means over cubes of its voxels, the fewest that make ``mm`` along every axis.
+
+    Args:
+        level: of a lattice.
+        spacing: of the lattice, mm.
+        mm: size of the new voxels, at least.
+    """
+    times = 1
+    while level.factor * times * min(spacing) < mm - 1e-6:
+        times *= 2
+    whole = np.pad(
+        level.values.astype(np.float32),
+        [(0, 0), *((0, -n % times) for n in level.values.shape[1:])],
+        mode="edge",
+    )
+    c, x, y, z = whole.shape
+    parts = whole.reshape(c, x // times, times, y // times, times, z // times, times)
+    factor = level.factor * times
+    return type(level)(parts.mean((2, 4, 6)), factor, max(level.mm, factor * max(spacing)))
 
 
 # --- answers ---------------------------------------------------------------------------------
@@ -219,7 +255,7 @@ def measured(
 def answers(
     setting: Setting,
     rows: Sequence[int] | np.ndarray,
-    pyramids: Pyramids,
+    pyramids: Maps,
     fits: Sequence[Fit],
     tick: Callable[[], None],
     picture: bool = False,

@@ -3,11 +3,13 @@
 Each level is reduced to its principal components and projected to ``WIDTH`` channels; the decoder
 adds them up from coarse to fine, with one convolution per scale, and the raw image enters at full
 resolution. All that differs between encoders is the projections, so the size of the decoder never
-decides the rank. An encoder without maps leaves the raw image alone: the control.
+decides the rank. Constant maps, as the baseline ``nothing`` gives, leave the raw image alone: the
+control without an encoder.
 
 The scales are the lattice's spacing times 1, 2, 4, 8 and 16. Levels coarser than that are read at
-the last. Nothing is normalised across space: what a voxel is told does not depend on how large a
-crop it is in, and an image of any size is predicted in blocks without seams.
+the last. Nothing is normalised across space, so that an image of any size is predicted in blocks
+without seams. Crops of the training end earlier than the widest view of the coarsest scales, which
+is padded there and whole in a test image; it is the same for every encoder.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from ..errors import ProbeError
 from ..predictions import HEADLINE
 from ..studies import Setting, Trial, trials, with_val
 from ..types import Answer, Kind
-from ._segmentation import Fit, Ticks, answers, mean_dice, some_of, truth_of
+from ._segmentation import Fit, Ticks, answers, levels_of, mean_dice, some_of, truth_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -122,6 +124,7 @@ def train(
         What predicts, and what was chosen.
 
     Raises:
+        EncoderError: the encoder gives no maps.
         ProbeError: there is no training case.
     """
     import torch
@@ -135,6 +138,7 @@ def train(
         raise ProbeError("There is no train case. Use a larger part of the data set.")
     # without a val side, which a handful of patients cannot fill, the training cases stand in
     val = some_of(setting, trial.rows("val") if len(trial.rows("val")) else rows, VAL_CASES)
+    levels_of(setting, pyramids.of(int(rows[0])))
     reader = reader_of(setting, rows, pyramids, recipe.crop)
     examples = Examples(setting, pyramids, reader)
     classes = len(setting.card.classes)

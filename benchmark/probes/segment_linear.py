@@ -24,7 +24,9 @@ from ..types import Answer, Kind
 from ._components import Components
 from ._layers import Layer, best_biases, biased, logistic_maps, merged
 from ._segmentation import (
+    Coarse,
     Fit,
+    Maps,
     Points,
     Ticks,
     all_cases,
@@ -39,7 +41,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from ..dense import Pyramid
-    from ..dense_cache import Pyramids
 
 PENALTIES = 10.0 ** np.arange(1, 6)
 """C, which multiplies the mean log-loss over voxels: from a layer that is hardly more than the
@@ -79,8 +80,7 @@ class Fitted:
 def fitted(
     setting: Setting,
     trial: Trial,
-    pyramids: Pyramids,
-    from_mm: float = 0.0,
+    pyramids: Maps,
     refits: int = 0,
     tick: Ticks | None = None,
 ) -> Fitted:
@@ -90,13 +90,12 @@ def fitted(
         setting: encoder and task.
         trial: who trains; test cases are not touched.
         pyramids: maps of the cases.
-        from_mm: levels that are finer are left out.
         refits: on resampled training patients, with the same components and choices.
         tick: called after each case.
 
     Raises:
         EncoderError: the encoder gives no maps.
-        ProbeError: there is no training case, or no level is left.
+        ProbeError: there is no training case.
     """
     trial = with_val(trial, setting.card, setting.cases)
     train = trial.rows("train")
@@ -109,7 +108,7 @@ def fitted(
     raw: list[list[np.ndarray]] = []  # per level, per case
     for row in train:
         pyramid = pyramids.of(int(row))
-        levels = levels_of(setting, pyramid, from_mm)
+        levels = levels_of(setting, pyramid)
         points.append(points_of(setting, int(row), pyramid.lattice, most))
         raw.append(pyramid.at(points[-1].index, levels))
         if tick:
@@ -155,7 +154,7 @@ def fitted(
 def _choose(
     setting: Setting,
     trial: Trial,
-    pyramids: Pyramids,
+    pyramids: Maps,
     candidates: Sequence[Layer],
     tick: Ticks | None,
 ) -> tuple[int, np.ndarray]:
@@ -206,8 +205,7 @@ class SegmentLinear:
     name: str = "segment_linear"
     title: str = "One linear layer per voxel on all maps"
     from_mm: float = 0.0
-    """Levels that are finer are left out."""
-    on_request: bool = False
+    """Levels that are finer are left out; 0: none is."""
     version: int = 1
     kinds: tuple[Kind, ...] = ("segmentation",)
     answers: Answer = "segmentation"
@@ -222,12 +220,14 @@ class SegmentLinear:
 
         from ..dense_cache import Pyramids
 
-        pyramids = Pyramids(setting)
+        pyramids: Maps = Pyramids(setting)
+        if self.from_mm:
+            pyramids = Coarse(pyramids, self.from_mm)
         planned = list(trials(setting.card, setting.cases, repeats=1))
         tick = Ticks(setting, sum(all_cases(trial) for trial in planned))
         rows = []
         for trial in planned:
-            fit = fitted(setting, trial, pyramids, self.from_mm, REFITS, tick)
+            fit = fitted(setting, trial, pyramids, REFITS, tick)
             about = {"repeat": trial.repeat, "fold": trial.fold}
             chosen = {f"chosen_{name}": value for name, value in fit.chosen.items()}
             layers = {HEADLINE: fit.headline, **dict(enumerate(fit.refits))}
@@ -243,6 +243,5 @@ PROBES = (
         "segment_linear_coarse",
         f"One linear layer per voxel on the maps of {COARSE_MM:g} mm and coarser",
         COARSE_MM,
-        on_request=True,
     ),
 )
