@@ -58,12 +58,10 @@ class Setting:
             EncoderError: the encoder misbehaves.
             DataError: an image cannot be used.
         """
-        from .features import data_set_of
-
         card, started = self.card, time.perf_counter()
         found = self.cache.get(
             self.encoder,
-            data_set_of(card),
+            card.data_set or card.name,  # as features.data_set_of: the site reaches this file
             self.cases,
             self.identity,
             card.field_of_view_mm,
