@@ -227,8 +227,9 @@ def score(table: pd.DataFrame, provenance: Provenance) -> Scores:
 
 def _scored(table: pd.DataFrame, provenance: Provenance) -> Iterator[_Number]:
     """Trained on all training patients: one number per metric."""
+    headline = headline_of(table)
     for metric in metrics.for_kind(provenance.kind):
-        tested = stacked(headline_of(table), metric)
+        tested = stacked(headline, metric)
         if is_nothing(tested.values):
             continue
         if provenance.cv:

@@ -179,6 +179,12 @@ def trials(card: TaskCard, cases: Sequence[Case], repeats: int = REPEATS) -> Ite
                 yield Trial(repeat, k, np.where(folds == k, "test", "train").astype("U5"))
 
 
+def tested_rows(card: TaskCard, cases: Sequence[Case]) -> list[int]:
+    """Whom a study that trains on nobody tests: under cross-validation everybody."""
+    everybody = uses_cv(card)
+    return [row for row, case in enumerate(cases) if everybody or case.split == "test"]
+
+
 def with_val(trial: Trial, card: TaskCard, cases: Sequence[Case]) -> Trial:
     """The same trial with a val side: the task's, or ``INNER_SHARE`` of the training patients."""
     if (trial.side == "val").any():

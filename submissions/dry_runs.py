@@ -12,8 +12,7 @@ from ..benchmark.deformations import carried
 from ..benchmark.dense import pyramid
 from ..benchmark.features import batch_size, data_set_of, extract
 from ..benchmark.grids import tile_count
-from ..benchmark.splits import uses_cv
-from ..benchmark.studies import AnyProbe, Needs, needs
+from ..benchmark.studies import AnyProbe, Needs, needs, tested_rows
 from ..benchmark.targets import Pair
 from ..benchmark.types import Case, Task, Volume
 from .choosing import LoadEncoder
@@ -110,8 +109,8 @@ def _mapping(work: Session, encoder: LoadedEncoder, task: OpenTask) -> Plan:
     """Of protocols that need maps; they share them."""
     card, device = task.task.card, work.device
     cases = task.cases
-    if card.kind == "registration" and not uses_cv(card):  # nobody is trained on
-        cases = [case for case in cases if case.split == "test"]
+    if card.kind == "registration":  # nobody is trained on
+        cases = [cases[row] for row in tested_rows(card, cases)]
     sample = cases[:MAPPED_SAMPLE]
     if not sample:
         return Plan(encoder.card.name, card.name, 0, 0, _peak_memory_mb(device), 0.0, 0, "maps")

@@ -30,6 +30,19 @@ class Sides:
     test: np.ndarray
 
 
+def directions(x: np.ndarray) -> np.ndarray:
+    """Rows (n, F) of length 1; rows of zeros stay: they have no direction."""
+    length = np.linalg.norm(x, axis=1, keepdims=True)
+    return x / np.where(length > 0, length, 1)
+
+
+def mean_and_sd(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Of the features of rows (n, F): (F,) means and SDs; the SD of a constant is infinite."""
+    mean, sd = x.mean(0), x.std(0)
+    # relative to the mean: a constant feature keeps an SD of rounding errors
+    return mean, np.where(sd > 1e-7 * np.abs(mean) + 1e-12, sd, np.inf)
+
+
 def sides_of(features: Features, val: bool = True) -> Sides:
     """Split the rows, as they are.
 
@@ -73,12 +86,10 @@ def standardised_sides(features: Features, val: bool = True) -> Sides:
     as for ``sides_of``.
     """
     sides = sides_of(features, val)
-    mean, sd = sides.train.mean(0), sides.train.std(0)
-    # relative to the mean: a constant feature keeps an SD of rounding errors
-    scale = np.where(sd > 1e-7 * np.abs(mean) + 1e-12, sd, np.inf)
+    mean, sd = mean_and_sd(sides.train)
 
     def scaled(x: np.ndarray) -> np.ndarray:
-        return np.clip((x - mean) / scale, -LARGEST_SD, LARGEST_SD)
+        return np.clip((x - mean) / sd, -LARGEST_SD, LARGEST_SD)
 
     return replace(sides, train=scaled(sides.train), val=scaled(sides.val), test=scaled(sides.test))
 

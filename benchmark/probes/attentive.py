@@ -23,7 +23,7 @@ from ..splits import uses_cv
 from ..studies import Setting, Trial, trials, with_val
 from ..tokens import tokens_of
 from ..types import Kind
-from ._training import LARGEST_SD
+from ._training import LARGEST_SD, mean_and_sd
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -151,8 +151,7 @@ def prepared(tokens: list[np.ndarray], target: np.ndarray, trial: Trial, n_class
                 "part of the data set."
             )
     known = np.concatenate([tokens[row] for row in train]).astype(np.float64)
-    mean, sd = known.mean(0), known.std(0)
-    sd = np.where(sd > 1e-7 * np.abs(mean) + 1e-12, sd, np.inf)
+    mean, sd = mean_and_sd(known)
     longest = max(map(len, tokens))
     x = np.zeros((len(tokens), longest, known.shape[1]), np.float32)
     there = np.zeros(x.shape[:2], bool)

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..types import Budget, Features, Kind, Predictions
 from ._logistic import logistic_path
-from ._training import resampled_patients, sides_of
+from ._training import directions, resampled_patients, sides_of
 
 PENALTY = 1.0
 """C, which multiplies the log-loss summed over the support, as in scikit-learn: with more shots
@@ -49,7 +49,7 @@ class FewShotProbe:
         target = sides.train_target
         # one BLAS thread: two are slower at these sizes, and round sums in another order
         with threadpool_limits(1):
-            x, test = _normalised(sides.train), _normalised(sides.test)
+            x, test = directions(sides.train), directions(sides.test)
             center = x.mean(0)
             x, test = x - center, test - center
             (values,) = logistic_path(x, target, [PENALTY], test, features.n_classes)
@@ -59,12 +59,6 @@ class FewShotProbe:
                 for weight in draws
             ]
         return Predictions(values, np.reshape(again, (refits, *values.shape)), {"C": PENALTY})
-
-
-def _normalised(x: np.ndarray) -> np.ndarray:
-    """Rows (n, F) of length 1; rows of zeros stay."""
-    norm = np.linalg.norm(x, axis=1, keepdims=True)
-    return x / np.where(norm > 0, norm, 1.0)
 
 
 PROBES = (FewShotProbe(),)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..types import Features, Kind, Predictions
-from ._training import choose, resampled_patients, standardised_sides
+from ._training import choose, directions, resampled_patients, standardised_sides
 
 NEIGHBOURS = (50, 20, 10, 5, 3, 1)
 """Candidates for k, smoothest first. 20 is the usual choice for frozen features (DINO, Caron et
@@ -62,11 +62,6 @@ class KnnProbe:
 
 def _order(x: np.ndarray, train: np.ndarray) -> np.ndarray:
     """Training rows by falling cosine similarity, (m, n); ties by row."""
-
-    def directions(rows: np.ndarray) -> np.ndarray:
-        length = np.linalg.norm(rows, axis=1, keepdims=True)
-        return rows / np.where(length > 0, length, 1)
-
     return np.argsort(-directions(x) @ directions(train).T, axis=1, kind="stable")
 
 

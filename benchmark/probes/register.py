@@ -11,8 +11,7 @@ import numpy as np
 
 from ..errors import DataError, ProbeError
 from ..inputs import loaded
-from ..splits import uses_cv
-from ..studies import Setting
+from ..studies import Setting, tested_rows
 from ..targets import Labels, Pair
 from ..types import Answer, Case, Kind, Volume
 
@@ -63,7 +62,7 @@ class Register:
         """
         import pandas as pd
 
-        tested = [c for c in setting.cases if uses_cv(setting.card) or c.split == "test"]
+        tested = [setting.cases[row] for row in tested_rows(setting.card, setting.cases)]
         if not tested:
             raise ProbeError(
                 f"No pair of '{setting.card.name}' is on the test side. Use a larger part of the "

@@ -12,7 +12,7 @@ from ..metrics.retrieval import RANKS
 from ..splits import uses_cv
 from ..studies import Setting
 from ..types import Answer, Features, Kind
-from ._training import standardised_sides
+from ._training import directions, standardised_sides
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -87,7 +87,7 @@ class RetrieveStudy:
                 )
                 test = np.flatnonzero(side == "test")
                 same = target[test][:, None] == sides.train_target
-                found = _answered(_directions(sides.test), _directions(sides.train), same)
+                found = _answered(directions(sides.test), directions(sides.train), same)
                 tables.append(
                     pd.DataFrame(
                         {
@@ -115,12 +115,6 @@ def _galleries(setting: Setting, patient: np.ndarray) -> Iterator[np.ndarray]:
         return
     for who in np.unique(patient):
         yield np.where(patient == who, "test", "train")
-
-
-def _directions(x: np.ndarray) -> np.ndarray:
-    """Rows (n, F) of length 1; rows of zeros stay, and are tied with everything."""
-    length = np.linalg.norm(x, axis=1, keepdims=True)
-    return x / np.where(length > 0, length, 1.0)
 
 
 def _answered(query: np.ndarray, gallery: np.ndarray, same: np.ndarray) -> Found:

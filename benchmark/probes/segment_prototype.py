@@ -26,6 +26,7 @@ from ..studies import Setting
 from ..types import Answer, Budget, Kind
 from ._components import Components
 from ._segmentation import Fit, Points, Ticks, answers, levels_of, points_of
+from ._training import directions
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -71,8 +72,7 @@ class Prototypes:
 
 def _unit(x: np.ndarray) -> np.ndarray:
     """Rows (n, k) of length 1, float32; rows of zeros stay."""
-    norm = np.linalg.norm(x, axis=1, keepdims=True)
-    return (x / np.where(norm > 0, norm, 1)).astype(np.float32)
+    return directions(x).astype(np.float32)
 
 
 def prototypes(

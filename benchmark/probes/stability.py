@@ -14,10 +14,10 @@ import numpy as np
 
 from ..errors import ProbeError
 from ..metrics.stability import NEIGHBOURS
-from ..splits import position, uses_cv
-from ..studies import Setting
+from ..splits import position
+from ..studies import Setting, tested_rows
 from ..types import Answer, Kind
-from ._training import LARGEST_SD
+from ._training import LARGEST_SD, directions, mean_and_sd
 from ._views import shifted_embeddings
 
 if TYPE_CHECKING:
@@ -59,8 +59,8 @@ class StabilityStudy:
 
         rows = _chosen(setting)
         clean = setting.embeddings()[rows].astype(np.float64)
-        mean, sd = clean.mean(0), clean.std(0)
-        kept = sd > 1e-7 * np.abs(mean) + 1e-12
+        mean, sd = mean_and_sd(clean)
+        kept = np.isfinite(sd)
 
         def scaled(x: np.ndarray) -> np.ndarray:
             return np.clip((x[:, kept] - mean[kept]) / sd[kept], -LARGEST_SD, LARGEST_SD)
@@ -110,18 +110,12 @@ def _squared(x: np.ndarray) -> np.ndarray:
 
 def _cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """(N, N) cosine similarities; 0 for what has no direction."""
-
-    def directions(x: np.ndarray) -> np.ndarray:
-        length = np.linalg.norm(x, axis=1, keepdims=True)
-        return x / np.where(length > 0, length, 1)
-
     return directions(a) @ directions(b).T
 
 
 def _chosen(setting: Setting) -> np.ndarray:
     """Rows of the scans that are compared, rising."""
-    everybody = uses_cv(setting.card)
-    rows = [i for i, case in enumerate(setting.cases) if everybody or case.split == "test"]
+    rows = tested_rows(setting.card, setting.cases)
     if len(rows) < 3:
         raise ProbeError(
             f"'{setting.card.name}' has {len(rows)} test scans here; at least 3 are needed to "
