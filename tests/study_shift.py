@@ -79,24 +79,9 @@ class Size:
         return []
 
 
-@dataclass(frozen=True)
-class Constant:
-    """The same embedding for every image."""
-
-    card: EncoderCard = CONSTANT
-    model_sha: str = "2" * 64
-    module: None = None
-
-    def embed(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.ones(len(x), 2)
-
-    def maps(self, x: torch.Tensor) -> Sequence[torch.Tensor]:
-        return []
-
-
 def oracle() -> Size:
     return Size()
 
 
-def trivial() -> Constant:
-    return Constant()
+def trivial() -> toy.Constant:
+    return toy.Constant(CONSTANT)

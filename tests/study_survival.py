@@ -10,7 +10,7 @@ from tomoprobe.benchmark.targets import FollowUp
 from tomoprobe.benchmark.types import Case, EncoderCard, Task, Window
 
 from . import toy
-from .study_retrieve import Constant
+from .study_retrieve import CONSTANT
 
 CARD = replace(
     toy.CARD,
@@ -63,5 +63,5 @@ def oracle() -> Brightness:
     return Brightness()
 
 
-def trivial() -> Constant:
-    return Constant()
+def trivial() -> toy.Constant:
+    return toy.Constant(CONSTANT)

@@ -290,7 +290,7 @@ def test_an_embedding_that_does_not_move_is_recognised_and_one_at_random_is_not(
 
 def test_a_constant_embedding_has_no_icc(tmp_path: Path) -> None:
     table = stability.StabilityStudy().run(
-        setting(tmp_path, study_shift.task(), study_shift.Constant())
+        setting(tmp_path, study_shift.task(), study_shift.trivial())
     )
     assert np.isnan(value("icc", table)) and value("neighbours", table) == 0.0
 
