@@ -68,7 +68,7 @@ class Pyramid:
         """Features of points of the lattice, trilinear.
 
         Args:
-            index: (P, 3) integers in the lattice.
+            index: (P, 3) in the lattice, also fractions; clamped to it.
             levels: which; None: all.
 
         Returns:

@@ -20,7 +20,7 @@ import numpy as np
 from .errors import EncoderError, TomoprobeError
 from .hashing import sha_of
 from .inputs import tiles_of
-from .targets import FollowUp, Labels, Lesion, Pair
+from .targets import FollowUp, Labels, Lesion, Pair, Suspects
 from .types import Case, EncoderCard, Target, Task, TaskCard, Triple
 
 if TYPE_CHECKING:
@@ -106,6 +106,8 @@ def _as_json(target: Target) -> object:
         return target.digest()
     if isinstance(target, FollowUp):
         return [target.years, target.event]
+    if isinstance(target, Suspects):
+        return [_as_json(target.lesions), target.places]
     if isinstance(target, tuple):
         return [[*t.center, t.diameter_mm] if isinstance(t, Lesion) else t for t in target]
     return target

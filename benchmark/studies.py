@@ -144,7 +144,7 @@ def needs(probe: AnyProbe, card: TaskCard) -> Needs:
     return said or ("maps" if card.kind in _PLACES else "embeddings")
 
 
-_PLACES: tuple[Kind, ...] = ("segmentation", "registration", "detection")
+_PLACES: tuple[Kind, ...] = ("segmentation", "registration", "detection", "candidates")
 
 
 class Trial(NamedTuple):

@@ -58,6 +58,16 @@ class Lesion:
 
 
 @dataclass(frozen=True)
+class Suspects:
+    """Places that somebody else's detector has marked, each to be told right or wrong."""
+
+    lesions: tuple[Lesion, ...]
+    """All there are, also those that no place hits."""
+    places: tuple[Triple, ...]
+    """Scanner mm, RAS+, in any order."""
+
+
+@dataclass(frozen=True)
 class FollowUp:
     """How long a patient was observed: the target of a survival task."""
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
-    from .targets import FollowUp, Labels, Lesion, Pair
+    from .targets import FollowUp, Labels, Lesion, Pair, Suspects
 
 Modality = Literal["CT", "MR", "CT and MR", "EM"]
 """How the patient was scanned; EM is electron microscopy, which is no radiology (MedMNIST)."""
@@ -33,7 +33,13 @@ Unit = Literal["HU", "scanner", "relative"]
 to [0, 1] by the publisher, so that no physical meaning is left (MedMNIST, masks as images)."""
 
 Kind = Literal[
-    "classification", "regression", "segmentation", "registration", "detection", "survival"
+    "classification",
+    "regression",
+    "segmentation",
+    "registration",
+    "detection",
+    "candidates",
+    "survival",
 ]
 """What is asked of a case."""
 
@@ -115,9 +121,10 @@ Intensity = Window | ZScore | MinMax
 
 # --- tasks ---------------------------------------------------------------------------------
 
-Target: TypeAlias = (
-    "int | float | tuple[int, ...] | Path | Labels | Pair | tuple[Lesion, ...] | FollowUp"
-)
+SpatialTarget: TypeAlias = "Labels | Pair | tuple[Lesion, ...] | Suspects"
+"""What is asked of places; see ``targets``."""
+
+Target: TypeAlias = "int | float | tuple[int, ...] | Path | SpatialTarget | FollowUp"
 """Class index; value; multi-label vector; the file of a mask, which becomes ``Labels`` when the
 task is opened; or what ``targets`` holds."""
 

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from ..benchmark import panels
-from ..benchmark.targets import FollowUp, Labels, Lesion, Pair
+from ..benchmark.targets import FollowUp, Labels, Lesion, Pair, Suspects
 from ..benchmark.types import Case, TaskCard, Triple, Volume
 
 MOST = 4
@@ -100,10 +100,11 @@ def _target(card: TaskCard, case: Case) -> str:
         return "a second image"
     if isinstance(target, FollowUp):
         return f"{target.years:.2f} years, {'event' if target.event else 'censored'}"
+    if isinstance(target, Suspects):
+        return f"{_lesions(len(target.lesions))}, {len(target.places)} places marked"
     if isinstance(target, tuple):
-        lesions = [t for t in target if isinstance(t, Lesion)]
         if card.kind == "detection":
-            return f"{len(lesions)} lesion{'' if len(lesions) == 1 else 's'}"
+            return _lesions(sum(isinstance(t, Lesion) for t in target))
         named = [name for name, there in zip(card.classes, target, strict=False) if there]
         return ", ".join(named) or "none"
     if isinstance(target, Path):
@@ -111,6 +112,10 @@ def _target(card: TaskCard, case: Case) -> str:
     if card.kind == "classification":
         return card.classes[int(target)]
     return f"{float(target):.4g} {card.unit}".rstrip()
+
+
+def _lesions(n: int) -> str:
+    return f"{n} lesion{'' if n == 1 else 's'}"
 
 
 def _views(volume: Volume, field_of_view_mm: Triple | None) -> tuple[tuple[View, ...], str]:

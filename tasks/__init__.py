@@ -29,7 +29,7 @@ from ..benchmark.errors import (
     UnknownNameError,
 )
 from ..benchmark.splits import assign
-from ..benchmark.targets import FollowUp, Labels, Lesion, Pair
+from ..benchmark.targets import FollowUp, Labels, Lesion, Pair, Suspects
 from ..benchmark.types import Case, Kind, Modality, Seat, Split, Target, Task
 
 if TYPE_CHECKING:
@@ -144,7 +144,7 @@ def check(task: object, stem: str | None = None) -> Task:
     return task
 
 
-_DENSE = ("segmentation", "registration", "detection")
+_DENSE = ("segmentation", "registration", "detection", "candidates")
 """Kinds whose protocols need maps on one lattice."""
 
 _REQUIRED = (
@@ -296,6 +296,14 @@ def _target(task: Task, case: Case) -> Target:
     elif card.kind == "detection":
         expected = "a tuple of Lesion, with finite centers and diameters above 0"
         if isinstance(target, tuple) and all(map(_is_lesion, target)):
+            return target
+    elif card.kind == "candidates":
+        expected = "Suspects with finite lesions of diameters above 0, and finite places"
+        if (
+            isinstance(target, Suspects)
+            and all(map(_is_lesion, target.lesions))
+            and all(len(place) == 3 and all(map(math.isfinite, place)) for place in target.places)
+        ):
             return target
     else:
         expected = "a FollowUp of more than 0 finite years"

@@ -48,7 +48,13 @@ SUITES: dict[str, tuple[str, ...]] = {
     "dense": ("msd_hippocampus", "sarcoma_ct_tumour", "sarcoma_mr_tumour"),
     "registration": ("msd_hippocampus_pairs", "sarcoma_ct_mr"),
     "detection": ("sarcoma_ct_tumour_detection", "sarcoma_mr_tumour_detection"),
-    "smoke_kinds": ("smoke_tissue", "smoke_pairs", "smoke_lesion_detection", "smoke_survival"),
+    "smoke_kinds": (
+        "smoke_tissue",
+        "smoke_pairs",
+        "smoke_lesion_detection",
+        "smoke_lesion_candidates",
+        "smoke_survival",
+    ),
 }
 """``core`` holds real tasks, one size per data set, whose downloads are small, and has nothing that
 is not evidence; ``smoke`` is the built-in sanity check, ``smoke_kinds`` that of other kinds of

@@ -403,6 +403,16 @@ KINDS = (
         counts={"cases": 51, "patients": 51},
     ),
     task_card(
+        "kinds_marks",
+        "cpm",
+        kind="candidates",
+        title="Which marks are nodules",
+        anatomy="lung",
+        classes=(),
+        lattice_mm=(2.0, 2.0, 2.0),
+        counts={"cases": 888, "patients": 888},
+    ),
+    task_card(
         "kinds_follow_up",
         "concordance",
         kind="survival",
@@ -434,6 +444,7 @@ PROTOCOLS = Settings(
                 ("segment_linear", "segmentation"),
                 ("register", "registration"),
                 ("detect", "detection"),
+                ("score_candidates", "candidates"),
                 ("survival", "survival"),
             )
         },
@@ -453,6 +464,7 @@ _OF_KIND = {
     },
     "kinds_known_warp": {"epe": (6.0, 0.8), "folding": (0.02, 0.0)},
     "kinds_tumours": {"cpm": (0.1, 0.8)},
+    "kinds_marks": {"cpm": (0.3, 0.9)},
     "kinds_follow_up": {"concordance": (0.5, 0.74)},
 }
 """Scores of a useless and of a perfect model."""

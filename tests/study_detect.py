@@ -56,6 +56,11 @@ def case(index: int, side: str) -> Case:
     )
 
 
+def lesions(of: Case) -> tuple[Lesion, ...]:
+    assert isinstance(of.target, tuple)
+    return tuple(lesion for lesion in of.target if isinstance(lesion, Lesion))
+
+
 def cases() -> Sequence[Case]:
     return [case(i, side) for i, side in enumerate(SIDES)]
 

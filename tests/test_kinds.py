@@ -42,6 +42,7 @@ SHOWN_BY = {
     "segmentation": "segment_linear",
     "registration": "register",
     "detection": "detect",
+    "candidates": "score_candidates",
     "survival": "survival",
 }
 

@@ -7,7 +7,7 @@ vectorised call: cases are sorted once, each draw is then a pass over them.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
@@ -183,4 +183,8 @@ def get(name: str) -> Metric:
 
 def for_kind(kind: Answer) -> tuple[Metric, ...]:
     """All metrics that score answers of this kind, by name."""
-    return tuple(m for m in _all().values() if m.kind == kind)
+    return tuple(m for m in _all().values() if m.kind == _ALIKE.get(kind, kind))
+
+
+_ALIKE: Mapping[Answer, Answer] = {"candidates": "detection"}
+"""Scores of marked places are the same table as places with scores."""

@@ -17,6 +17,7 @@ STANDARD: Mapping[Kind, str] = {
     "segmentation": "segment_linear",
     "registration": "register",
     "detection": "detect",
+    "candidates": "score_candidates",
     "survival": "survival",
 }
 """The probe that a board shows where none is asked for: of each kind the one with the fewest

@@ -1,15 +1,16 @@
-"""Points to learn a detection from, candidates in a heat map, and which lesion each hits."""
+"""Points to learn a detection from, candidates in a heat map, what each hits, and how soon."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from ..targets import Lesion
 from ..types import TaskCard
+from ._training import resampled_patients
 
 if TYPE_CHECKING:
     from ..lattice import Lattice
@@ -20,6 +21,13 @@ lesion of 10 cm, its middle has to be found. LUNA16's nodules have radii up to 1
 
 MOST = 100
 """Candidates per scan. The curve ends at 8 false ones per scan, on average over scans."""
+
+
+RATES = (1 / 16, 128.0)
+"""False candidates per scan, in whose range the choice of the penalty counts."""
+
+REFITS = 3
+"""On resampled training patients, at the chosen penalty."""
 
 
 def hit_mm(lesion: Lesion, card: TaskCard) -> float:
@@ -49,12 +57,24 @@ class Candidates:
     """(M,) float64, falling."""
 
     def found(self, lattice: Lattice, lesions: Sequence[Lesion], card: TaskCard) -> np.ndarray:
-        """(M,) int: the lesion that each hits, the nearest one of several; -1 for none."""
-        if not lesions:
-            return np.full(len(self.index), -1)
-        away = distances(lattice.to_mm(self.index), lesions)
-        away = np.where(away <= [hit_mm(lesion, card) for lesion in lesions], away, np.inf)
-        return np.where(np.isfinite(away).any(1), away.argmin(1), -1)
+        """(M,) int: see ``hits``."""
+        reach = [hit_mm(lesion, card) for lesion in lesions]
+        return hits(lattice.to_mm(self.index), lesions, reach)
+
+
+def hits(points: np.ndarray, lesions: Sequence[Lesion], reach: Sequence[float]) -> np.ndarray:
+    """(M, 3) scanner mm -> (M,) int: the lesion hit, the nearest one of several; -1 for none.
+
+    Args:
+        points: of candidates.
+        lesions: of the image.
+        reach: mm from the center of each within which it is hit.
+    """
+    if not lesions:
+        return np.full(len(points), -1)
+    away = distances(points, lesions)
+    away = np.where(away <= reach, away, np.inf)
+    return np.where(np.isfinite(away).any(1), away.argmin(1), -1)
 
 
 def peaks(heat: np.ndarray, spacing: Sequence[float], apart_mm: float) -> Candidates:
@@ -118,3 +138,58 @@ def sampled(
     wrong = np.sort(rng.choice(outside, min(len(outside), most - most // 4), replace=False))
     label = np.repeat([1, 0], [len(right), len(wrong)])
     return index[np.concatenate([right, wrong])], label
+
+
+class Judged(NamedTuple):
+    """Candidates of one image with their scores."""
+
+    score: np.ndarray
+    """(M,)."""
+    found: np.ndarray
+    """(M,) int: the lesion that each hits, or -1."""
+    lesions: int
+    """In the image."""
+
+
+def soonest(tested: Sequence[Sequence[Judged]]) -> int:
+    """Of several models, that which finds the lesions after the fewest false candidates.
+
+    Args:
+        tested: per model, the images of val; models from the strongest penalty on.
+
+    Returns:
+        Its index, of equal ones the first; the middle one where val has no lesion.
+    """
+    if not any(one.lesions for one in tested[0]):
+        return len(tested) // 2
+    return int(np.argmin([_wait(images) for images in tested]))
+
+
+def _wait(images: Sequence[Judged]) -> float:
+    """Mean log of how many false candidates per scan come before a lesion is found.
+
+    It is the area above the FROC curve on a logarithmic axis, on which the CPM's rates are equally
+    spaced, but finer than the CPM where val holds a handful of lesions.
+    """
+    wrong = np.sort(np.concatenate([one.score[one.found < 0] for one in images]))
+    waits = []
+    for one in images:
+        for lesion in range(one.lesions):
+            right = one.score[one.found == lesion]
+            before = np.inf
+            if len(right):
+                before = len(wrong) - np.searchsorted(wrong, right.max(), "left")
+            waits.append(np.log(np.clip(before / len(images), *RATES)))
+    return float(np.mean(waits))
+
+
+def draws(patient: np.ndarray, there: np.ndarray, seed: int) -> list[np.ndarray]:
+    """How often each training case counts in each refit.
+
+    Args:
+        patient: (N,) of the cases.
+        there: (N,) bool: whether a case has what is learnt; in every draw one has.
+        seed: of the draws.
+    """
+    drawn = resampled_patients(patient, seed, 100 * REFITS)
+    return [counts for counts in drawn if counts[there].any()][:REFITS]

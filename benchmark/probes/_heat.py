@@ -15,13 +15,21 @@ if TYPE_CHECKING:
     from ..dense import Lattice, Pyramid
 
 
+POINTS_IN_ALL = 40_000
+"""To learn from, at most: with 320 components, 100 MB in float64."""
+
+PENALTIES = 10.0 ** np.arange(0, 6)
+"""C, which multiplies the mean log-loss over points: from a map that is hardly more than the share
+of points in lesions to one that is hardly penalised, on features of SD 1."""
+
+
 @dataclass(frozen=True)
 class Sample:
     """Points of one image, and what the encoder says there."""
 
     lattice: Lattice
     index: np.ndarray
-    """(P, 3)."""
+    """(P, 3), also fractions."""
     label: np.ndarray
     """(P,) 1 in a lesion."""
     levels: list[np.ndarray]
@@ -56,6 +64,14 @@ class Heat:
             field = affine_field(level.values, weight, offset)
             out += spread(field, level.factor, shape)
         return out
+
+    def at(self, pyramid: Pyramid, index: np.ndarray) -> np.ndarray:
+        """(P, M) float64 at (M, 3) indices of the lattice, also fractions."""
+        weight, offset = self.place
+        out = _place(index, pyramid.lattice.shape) @ weight.T + offset
+        for level, (weight, offset) in zip(pyramid.at(index), self.levels, strict=True):
+            out += level @ weight.T + offset
+        return out.T
 
 
 def _place(index: np.ndarray, shape: Sequence[int]) -> np.ndarray:

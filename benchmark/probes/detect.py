@@ -27,11 +27,10 @@ from ..splits import position
 from ..studies import Setting, Trial, trials, with_val
 from ..targets import Lesion
 from ..types import Answer, Kind
-from ._candidates import Candidates, distances, hit_mm, peaks, sampled
+from ._candidates import Judged, distances, draws, hit_mm, peaks, sampled, soonest
 from ._components import Components
-from ._heat import Heat, Sample, fit
+from ._heat import PENALTIES, POINTS_IN_ALL, Heat, Sample, fit
 from ._segmentation import Ticks, all_cases
-from ._training import resampled_patients
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -42,21 +41,8 @@ if TYPE_CHECKING:
 POINTS = 400
 """Per training image, to begin with."""
 
-POINTS_IN_ALL = 40_000
-"""At most: with 320 components, 100 MB in float64."""
-
-PENALTIES = 10.0 ** np.arange(0, 6)
-"""C, which multiplies the mean log-loss over points: from a map that is hardly more than the share
-of points in lesions to one that is hardly penalised, on features of SD 1."""
-
 HARD = 30
 """False candidates per training image that the second fit learns from."""
-
-REFITS = 3
-"""On resampled training patients, at the chosen penalty."""
-
-RATES = (1 / 16, 128.0)
-"""False candidates per scan, in whose range the choice of the penalty counts."""
 
 
 @dataclass(frozen=True)
@@ -152,7 +138,10 @@ class _Work:
         heat = fit(parts, np.tile(once, 2), components, PENALTIES)
         chosen = self._choose(heat, [int(r) for r in trial.rows("val")], apart)
         fits = [(HEADLINE, heat.one(chosen))]
-        for refit, counts in enumerate(self._draws(train, trial.repeat)):
+        patient = np.array([self.setting.cases[row].patient for row in train])
+        there = np.array([bool(self.lesions(row)) for row in train])
+        again = draws(patient, there, self.setting.seed + trial.repeat)
+        for refit, counts in enumerate(again):
             again = fit(parts, np.tile(counts, 2), components, PENALTIES[[chosen]])
             fits.append((refit, again))
         rows = []
@@ -179,13 +168,6 @@ class _Work:
             self.tick()
         return rows
 
-    def _draws(self, train: Sequence[int], repeat: int) -> list[np.ndarray]:
-        """How often each training case counts in each refit; in every one there are lesions."""
-        patient = np.array([self.setting.cases[row].patient for row in train])
-        there = np.array([bool(self.lesions(row)) for row in train])
-        drawn = resampled_patients(patient, self.setting.seed + repeat, 100 * REFITS)
-        return [counts for counts in drawn if counts[there].any()][:REFITS]
-
     def _pyramid(self, row: int) -> Pyramid:
         pyramid = self.pyramids.of(row)
         if not pyramid.levels:
@@ -211,33 +193,15 @@ class _Work:
     def _choose(self, heat: Heat, rows: Sequence[int], apart_mm: float) -> int:
         """The penalty at which the lesions of val are found after the fewest false candidates."""
         card = self.setting.card
-        lists: list[list[tuple[Candidates, np.ndarray, int]]] = [[] for _ in PENALTIES]
+        tested: list[list[Judged]] = [[] for _ in PENALTIES]
         for row in rows:
             pyramid, lesions = self._pyramid(row), self.lesions(row)
-            for of, field in zip(lists, heat.of(pyramid), strict=True):
+            for of, field in zip(tested, heat.of(pyramid), strict=True):
                 candidates = peaks(field, card.lattice_mm or (), apart_mm)
                 found = candidates.found(pyramid.lattice, lesions, card)
-                of.append((candidates, found, len(lesions)))
+                of.append(Judged(candidates.score, found, len(lesions)))
             self.tick()
-        if not any(lesions for _, _, lesions in lists[0]):
-            return len(PENALTIES) // 2
-        return int(np.argmin([_wait(of) for of in lists]))  # of equal ones the strongest penalty
-
-
-def _wait(tested: Sequence[tuple[Candidates, np.ndarray, int]]) -> float:
-    """Mean log of how many false candidates per scan come before a lesion is found.
-
-    It is the area above the FROC curve on a logarithmic axis, on which the CPM's rates are equally
-    spaced, but finer than the CPM where val holds a handful of lesions.
-    """
-    wrong = np.sort(np.concatenate([of.score[found < 0] for of, found, _ in tested]))
-    waits = []
-    for of, found, lesions in tested:
-        for lesion in range(lesions):
-            hits = of.score[found == lesion]
-            before = len(wrong) - np.searchsorted(wrong, hits[0], "left") if len(hits) else np.inf
-            waits.append(np.log(np.clip(before / len(tested), *RATES)))
-    return float(np.mean(waits))
+        return soonest(tested)
 
 
 PROBES = (Detect(),)
