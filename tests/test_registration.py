@@ -169,6 +169,19 @@ def test_descriptors_of_one_image_are_the_same_on_both_sides() -> None:
     assert a.std() > 0
 
 
+def test_levels_coarser_than_the_search_are_left_out_unless_there_is_no_finer_one() -> None:
+    fine, twice, coarse = noise(6, 8, 0), noise(6, 4, 1), noise(6, 1, 2)
+    seen = np.ones((8, 8, 8), bool)
+
+    def of(*levels: np.ndarray) -> np.ndarray:
+        return shared(pyramid(*levels), pyramid(*levels), seen)[0]
+
+    np.testing.assert_array_equal(of(fine, twice, coarse), of(fine, twice))
+    assert of(fine, twice).shape != of(fine).shape
+    np.testing.assert_array_equal(of(coarse, noise(6, 1, 3)), of(coarse))
+    assert of(noise(6, 2, 4)).any()
+
+
 def test_descriptors_do_not_depend_on_what_is_not_seen() -> None:
     one, other = noise(3, 8, 0), noise(3, 8, 1)
     seen = np.indices((8, 8, 8))[1] > 3

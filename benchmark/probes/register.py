@@ -13,7 +13,7 @@ from ..errors import DataError, ProbeError
 from ..inputs import loaded
 from ..studies import Setting, tested_rows
 from ..targets import Labels, Pair
-from ..types import Answer, Case, Kind, Volume
+from ..types import Answer, Case, Change, Kind, Volume
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -30,7 +30,10 @@ class Register:
     """Maps of both images as descriptors, one convex and one gradient optimisation for all."""
 
     name: str = "register"
-    version: int = 1
+    version: int = 2
+    changes: tuple[Change, ...] = (
+        Change(2, "Maps coarser than the search's grid are left out, but for the finest."),
+    )
     kinds: tuple[Kind, ...] = ("registration",)
     answers: Answer = "registration"
     title: str = (
