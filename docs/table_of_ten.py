@@ -9,23 +9,21 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from functools import cache, cached_property
+from itertools import combinations
 from math import erfc, sqrt
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from tomoprobe.benchmark import compare
-from tomoprobe.benchmark.predictions import from_parquet, headline_of
-from tomoprobe.benchmark.statistics import Difference, holm
+from tomoprobe.benchmark import compare, metrics
+from tomoprobe.benchmark.predictions import from_parquet, headline_of, stacked
+from tomoprobe.benchmark.statistics import Difference, holm, over_repeats
 from tomoprobe.leaderboard import db
 from tomoprobe.tasks import suites
 
 SYSTEMS = ("anatomix", "braindino", "coralbay", "cspr", "vismae")
 FLOORS = ("intensity", "texture", "radiomics", "patches", "mind", "nothing")
-SHARED_PATIENTS = "sarcoma"
-"""Tasks whose names begin so have the same patients: their errors are added as if one."""
-
 Z95 = 1.959964  # a 95 % interval is so many standard errors wide, on either side
 
 
@@ -88,6 +86,34 @@ class Column:
         q = self.question
         return compare.against(reference, self.stored, q.metric, q.shots)
 
+    @cache  # noqa: B019
+    def without(self, model: str) -> Mapping[str, float]:
+        """By test patient, the normalised score without that patient."""
+        metric = metrics.get(self.question.metric)
+        table, provenance = self.stored[model]
+        told = stacked(headline_of(table), metric)
+        patients = np.unique(told.patient)
+        others = (told.patient[None] != patients[:, None]).astype(float)  # (P, N)
+        if provenance.cv:
+            _, scores = over_repeats(metric, told.target, told.values, told.fold, others)
+        else:
+            scores = np.mean([metric(told.target, one, others) for one in told.values], axis=0)
+        return dict(zip(patients.tolist(), (scores * self.scale).tolist(), strict=True))
+
+    def pull(self, model: str, reference: str) -> Mapping[str, float]:
+        """By test patient, what leaving him out does to the difference, less the mean of it."""
+        ours, theirs = self.without(model), self.without(reference)
+        found = {patient: ours[patient] - theirs[patient] for patient in ours}
+        middle = float(np.mean(list(found.values())))
+        return {patient: value - middle for patient, value in found.items()}
+
+
+def correlation(one: Mapping[str, float], other: Mapping[str, float]) -> float:
+    """Of the errors of two differences, from what each patient does to both (the jackknife)."""
+    together = sum(one[patient] * other[patient] for patient in one.keys() & other.keys())
+    size = sum(v * v for v in one.values()) * sum(v * v for v in other.values())
+    return together / sqrt(size) if size else 0.0
+
 
 class Mean(NamedTuple):
     """A difference in the mean normalised score."""
@@ -107,17 +133,17 @@ class Mean(NamedTuple):
 
 
 def mean_difference(columns: list[Column], model: str, reference: str) -> Mean:
-    """Over tasks; patients that tasks share are counted once, at the worst: errors add up."""
-    deltas, alone, shared = [], 0.0, 0.0
+    """Over tasks, whose errors go together as far as their test patients make them."""
+    deltas, errors = [], []
     for column in columns:
         found, scale = column.against(reference)[model], column.scale
         deltas.append(found.delta * scale)
-        error = abs(scale) * (found.high - found.low) / 2 / Z95
-        if column.question.task.startswith(SHARED_PATIENTS):
-            shared += error
-        else:
-            alone += error**2
-    return Mean(float(np.mean(deltas)), sqrt(alone + shared**2) / len(columns))
+        errors.append(abs(scale) * (found.high - found.low) / 2 / Z95)
+    pulls = [column.pull(model, reference) for column in columns]
+    variance = sum(error**2 for error in errors)
+    for (a, one), (b, other) in combinations(zip(errors, pulls, strict=True), 2):
+        variance += 2 * a * b * correlation(one, other)
+    return Mean(float(np.mean(deltas)), sqrt(variance) / len(columns))
 
 
 def cell(found: Difference, scale: float) -> str:
