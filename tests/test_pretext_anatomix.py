@@ -126,6 +126,44 @@ def test_the_loss_is_the_mean_over_layers_and_samples_of_the_papers_sum(monkeypa
     assert loss.item() == pytest.approx(np.mean([by_definition(*x) for x in seen]), rel=1e-4)
 
 
+@pytest.mark.parametrize("mirror", [False, True])
+def test_the_second_view_is_mirrored_for_the_network_and_read_at_the_same_voxels(
+    monkeypatch, mirror
+):
+    """With the image itself for a map, and one view twice, both are read alike."""
+    shown, read = [], []
+    features_at = anatomix.features_at
+    monkeypatch.setattr(anatomix, "view", lambda dice, labels: labels.float())
+    monkeypatch.setattr(anatomix, "drawn_axes", lambda: (0, 2))
+    monkeypatch.setattr(
+        anatomix,
+        "features_at",
+        lambda maps, positions: read.append(maps) or features_at(maps, positions),
+    )
+    objective = anatomix.PRETEXT.objective(
+        dataclasses.replace(TINIEST, options={**TINIEST.options, "mirror": mirror})
+    )
+
+    def run(images, layers):
+        shown.append(images)
+        widths = {n: anatomix.channels(objective.network, n) for n in layers}
+        return {n: images.expand(-1, width, -1, -1, -1) for n, width in widths.items()}
+
+    monkeypatch.setattr(objective.network, "run", run)
+    objective.loss(batch_of(TINIEST, 0), 0.0)
+    first, second = shown[0]
+    assert torch.equal(second, first.flip((1, 3)) if mirror else first)
+    assert not torch.equal(first, first.flip((1, 3)))
+    assert all(torch.equal(*maps) for maps in read)
+
+
+def test_each_axis_is_mirrored_half_of_the_time():
+    torch.manual_seed(0)
+    drawn = [anatomix.drawn_axes() for _ in range(400)]
+    for axis in range(3):
+        assert 160 < sum(axis in axes for axes in drawn) < 240
+
+
 @pytest.mark.slow
 def test_it_learns_what_helps_on_pairs_it_has_not_seen():
     torch.manual_seed(0)

@@ -49,6 +49,7 @@ FULL = Preset(
         "temperature": 0.33,
         "projector_width": 256,
         "projector_layers": 3,
+        "mirror": False,  # the second view, see TINY
         # True: label maps are made by the objective, on its device, so that a GPU is not kept
         # waiting by processors (one thread takes seconds for a map of 128^3) [D].
         "labels_on_device": True,
@@ -63,20 +64,31 @@ FULL = Preset(
 
 TINY = Preset(
     architecture={"width": 8},
-    # As trained. The network has no fixed size, but a larger grid costs as much more [D].
-    shape=(32, 32, 32),
+    # The network has no fixed size. Trained on 32^3, but read on more: at the borders of a tile the
+    # maps are worse, and a field of view of 44 x 60 x 48 mm fits one at 1 mm [D].
+    shape=(48, 64, 48),
     readout="relu",
-    steps=1000,
+    steps=2000,
     # [D]: of one pair the coarsest layer has 16 voxels for its batch norm, and 100 such steps do
     # not lead below the loss of a constant embedding (5.53, held out); 100 of four pairs do (5.37).
     batch=4,
-    learning_rate=2e-3,  # [D]: the authors' rate is for 1500 times as many steps
+    learning_rate=1e-3,  # [D]: the authors' rate is for 300 times as many steps
     weight_decay=(1e-5, 1e-5),
     warmup=50,  # [D]
     schedule="linear",
-    options={**FULL.options, "grid": (32, 32, 32), "labels_on_device": False},
-    note="Half an hour on one core, at half the width and a quarter of the resolution; not the "
-    "paper's weights.",
+    options={
+        **FULL.options,
+        "grid": (32, 32, 32),
+        "labels_on_device": False,
+        # [D]: both views show one geometry, so that where a voxel is in its tile tells its label;
+        # on 32^3 even the finest layer sees the borders of the tile and learns that first. With the
+        # second view mirrored the place no longer agrees between them. On training patients, after
+        # 300 steps: Dice of registration 0.68 instead of 0.59, of linear segmentation 0.73 instead
+        # of 0.69 (random weights: 0.66 and 0.63).
+        "mirror": True,
+    },
+    note="An hour on one core, at half the width and a quarter of the resolution; not the paper's "
+    "weights.",
 )
 
 
@@ -114,11 +126,13 @@ class AnatomixObjective(Objective):
         device = next(self.parameters()).device
         labels, images = self.pairs(batch, device)
         samples = len(labels)
-        found = self.network.run(images.flatten(0, 1), set(self.layers))
+        axes = drawn_axes() if self.options["mirror"] else ()
+        shown = second_mirrored(images, axes).flatten(0, 1)
+        found = self.network.run(shown, set(self.layers))
         losses: list[Tensor] = []
         measures: dict[str, float] = {}
         for number, project in zip(self.layers, self.projectors, strict=True):
-            maps = found[number]
+            maps = second_mirrored(found[number].unflatten(0, (samples, 2)), axes).flatten(0, 1)
             positions = drawn_positions(maps.shape[2:], self.options["positions"], device)
             classes = labels_at(labels, maps.shape[2:], positions)  # (B, n)
             features = features_at(maps, positions)  # (2 B, n, C), the views of a sample together
@@ -149,6 +163,17 @@ class AnatomixObjective(Objective):
                 maps.append(labels)
                 images.append(torch.stack([view(dice, labels) for _ in range(2)])[:, None])
         return torch.stack(maps), torch.stack(images)
+
+
+def drawn_axes() -> tuple[int, ...]:
+    """Each of the three axes with probability 1/2, by torch's generator."""
+    return tuple(axis for axis in range(3) if torch.rand(()) < 0.5)
+
+
+def second_mirrored(views: Tensor, axes: Sequence[int]) -> Tensor:
+    """Views (B, 2, C, X, Y, Z) with the second of each pair mirrored along axes from X, 0, on."""
+    first, second = views.unbind(1)
+    return torch.stack([first, second.flip([axis + 2 for axis in axes])], 1)
 
 
 def channels(network: architecture.AnatomixUNet, number: int) -> int:
