@@ -2,11 +2,11 @@
 
 Levels whose voxels are larger than a step of the search cannot tell its candidates apart, and deep
 ones tell where in its tile a point is, which is the same in both images and holds them in place:
-they are left out, but for the finest. (On 12 training pairs of hippocampi every network registers
-better without them: Dice 0.62 to 0.74 with a random Swin transformer.) Each other level gets the
-same number of principal components, fitted on the two images themselves and on nobody else; each
-component has the same variance, and so has each level. A level that is constant says nothing and is
-left out.
+they are left out, but for the finest. (On 12 training pairs of hippocampi, without them: Dice 0.74
+instead of 0.62 with a random Swin transformer, 0.71 instead of 0.58 with a random UNet.) Each other
+level gets the same number of principal components, fitted on the two images themselves and on
+nobody else; each component has the same variance, and so has each level. A level that is constant
+says nothing and is left out.
 """
 
 from __future__ import annotations
