@@ -154,21 +154,27 @@ def _covering(
     planned: Sequence[Planned],
     now: float | None,
 ) -> Submission | bool | None:
-    """The submission that makes this one a duplicate; True: rows of the operator; None: nothing."""
+    """The submission that makes this one a duplicate; True: rows of the operator; None: nothing.
+
+    Rows on an incomplete copy of the data cover nothing: a worker with all of it may be there now.
+    """
     asked = {pair for plan in planned for pair in plan.probes}
     if not asked:
         return None
-    query = sa.select(RESULTS.c.task, RESULTS.c.probe).where(
-        RESULTS.c.model_sha == sha,
-        RESULTS.c.origin == "local",
-        RESULTS.c.subset.is_(False),
-        RESULTS.c.unsafe.is_(False),
-    )
+
+    def stored(*conditions: sa.ColumnElement[bool]) -> set[tuple[str, str]]:
+        query = sa.select(RESULTS.c.task, RESULTS.c.probe).where(
+            RESULTS.c.model_sha == sha, *conditions
+        )
+        return {(task, probe) for task, probe in connection.execute(query.distinct())}
+
+    complete = RESULTS.c.subset.is_(False)
+    operators = stored(complete, RESULTS.c.origin == "local", RESULTS.c.unsafe.is_(False))
     hidden = sha in withheld(connection, now).models
-    if not hidden and asked <= {
-        (task, probe) for task, probe in connection.execute(query.distinct())
-    }:
+    if not hidden and asked <= operators:
         return True
+    ours = RESULTS.c.origin != "self-run"
+    incomplete = stored(RESULTS.c.subset, ours) - stored(complete, ours)
     others = (
         select_submissions()
         .where(
@@ -186,12 +192,16 @@ def _covering(
     )
     for row in connection.execute(others).mappings().all():
         other = as_submission(row)
-        jobs = sa.select(JOBS.c.task, JOBS.c.probe).where(
+        jobs = sa.select(JOBS.c.task, JOBS.c.probe, JOBS.c.state).where(
             JOBS.c.submission_id == other.id,
             JOBS.c.kind == "probe",
             JOBS.c.state.not_in(("failed", "cancelled")),
         )
-        if asked <= {(task, probe) for task, probe in connection.execute(jobs)}:
+        if asked <= {
+            (task, probe)
+            for task, probe, state in connection.execute(jobs)
+            if state != "done" or (task, probe) not in incomplete
+        }:
             return other
     return None
 

@@ -494,6 +494,27 @@ def test_what_nobody_can_see_makes_no_duplicate_of_anothers_submission(engine, b
     assert queue.submission(engine, again.id).duplicate_of == first.id  # one's own is known
 
 
+def test_rows_on_an_incomplete_copy_of_the_data_make_no_duplicate(engine, bob):
+    """A worker with all of the data may be there now."""
+    send(engine, bob)
+    for _ in range(2):
+        do(engine, claimed(engine))
+    job = claimed(engine)
+    part = result("a", subset=True, dataset_sha="half")
+    add(
+        engine,
+        [part],
+        origin="verified",
+        also=lambda connection: queue.finish(connection, job, now=NOW),
+    )
+    again = send(engine, bob, NOW + 1)
+    assert do_all(engine, now=NOW + 1) == 3
+    assert state(engine, again) == "done"
+    once_more = send(engine, bob, NOW + 2)
+    assert do_all(engine, now=NOW + 2) == 1
+    assert queue.submission(engine, once_more.id).duplicate_of is not None
+
+
 def test_a_submission_of_which_the_probe_failed_makes_no_duplicate(engine, bob):
     first = send(engine, bob, tasks=["t", "u"])
     do(engine, claimed(engine), ("t", "u"))
