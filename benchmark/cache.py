@@ -213,20 +213,39 @@ class FeatureCache:
         Files that a run is writing now are left alone. Lock files stay: deleting one that
         another process waits for would let two in.
         """
-        from filelock import FileLock, Timeout
-
-        freed = 0
         doomed: list[Path] = []
         for entry in self.entries():
             if model is None or entry.model == model:
                 maps = entry.what == "maps"
                 doomed += entry.path.glob("*.safetensors") if maps else [entry.path]
+        left = [*self.folder.glob("*.part"), *self.folder.glob(f"{MAPS}/*/*.part")]
+        return self._delete([*doomed, *left])
+
+    def clean_maps(self, model: str | None = None, older_than_s: float = 0.0) -> int:
+        """Delete maps, which are large, and keep embeddings; return the bytes.
+
+        Args:
+            model: whose; None: of all.
+            older_than_s: seconds since the last of a folder was written.
+        """
+        latest = time.time() - older_than_s
+        return self._delete(
+            [
+                path
+                for entry in self.entries()
+                if entry.what == "maps" and model in (None, entry.model)
+                if entry.modified <= latest
+                for path in entry.path.glob("*.safetensors")
+            ]
+        )
+
+    def _delete(self, doomed: Sequence[Path]) -> int:
+        """Those that nobody is writing; the bytes."""
+        from filelock import FileLock, Timeout
+
+        freed = 0
         with self.writing():
-            for path in [
-                *doomed,
-                *self.folder.glob("*.part"),
-                *self.folder.glob(f"{MAPS}/*/*.part"),
-            ]:
+            for path in doomed:
                 with suppress(Timeout), FileLock(path.with_suffix(".lock"), timeout=0):
                     if path.exists():  # another cleaner may have been faster
                         freed += path.stat().st_size

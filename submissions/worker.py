@@ -35,6 +35,13 @@ logger = logging.getLogger(__name__)
 TRIES = 3
 """So many faults of the platform end a job, of workers that were lost or that could not do it."""
 
+KEEP_MAPS_S = 24 * 3600.0
+"""After which maps that an evaluation left behind go. Those of a submission go with its last job;
+whoever needs some again makes them again."""
+
+SWEEP_S = 3600.0
+"""Between two looks for such maps."""
+
 ALL_KINDS: tuple[JobKind, ...] = ("check", "extract", "probe")
 
 
@@ -75,7 +82,7 @@ def work(bench: Bench, terms: Terms, *, once: bool = False) -> int:
     Raises:
         StorageError: with ``once``, the database cannot be used. Else it is tried again.
     """
-    ended, reaped = 0, -terms.lease_s
+    ended, reaped, swept = 0, -terms.lease_s, -SWEEP_S
     left: dict[int, float] = {}
     with Interrupts() as interrupts:
         while not interrupts.stopping:
@@ -84,6 +91,10 @@ def work(bench: Bench, terms: Terms, *, once: bool = False) -> int:
                     reaped = time.monotonic()
                     for job in queue.reap(bench.engine):
                         logger.warning("job %d was lost by %s", job.id, job.owner)
+                if time.monotonic() - swept > SWEEP_S:
+                    swept = time.monotonic()
+                    with suppress(StorageError):  # the next job tells, if it matters to it
+                        bench.cache.clean_maps(older_than_s=KEEP_MAPS_S)
                 left = {id: until for id, until in left.items() if until > time.monotonic()}
                 job = queue.claim(
                     bench.engine, terms.owner, terms.kinds, terms.lease_s, leave=tuple(left)
@@ -132,6 +143,9 @@ def _do(
             return True
         left[job.id] = time.monotonic() + terms.left_s
         return False
+    with suppress(StorageError):  # the job is well ended all the same
+        if queue.submission(bench.engine, job.submission_id).state != "evaluating":
+            bench.cache.clean_maps(submission.name)
     return True
 
 

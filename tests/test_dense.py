@@ -1,5 +1,6 @@
 """Maps of any encoder, brought to the task's lattice, and kept."""
 
+import os
 import subprocess
 import sys
 import threading
@@ -630,3 +631,17 @@ def test_kept_maps_are_listed_and_cleaned_with_the_embeddings(tmp_path: Path) ->
     encoder.calls.clear()
     pyramids.of(0)
     assert encoder.calls
+
+
+def test_maps_can_be_cleaned_alone_and_only_old_ones(tmp_path: Path) -> None:
+    encoder = Pooling(encoder_card())
+    made = setting(tmp_path, encoder)
+    Pyramids(made).of(0)
+    made.cache.get(encoder, "toy", made.cases, made.identity, None)
+    assert made.cache.clean_maps("another model") == 0
+    assert made.cache.clean_maps("toy_mean", older_than_s=60) == 0
+    (maps,) = (entry for entry in made.cache.entries() if entry.what == "maps")
+    for path in maps.path.glob("*.safetensors"):
+        os.utime(path, (path.stat().st_atime, path.stat().st_mtime - 100))
+    assert made.cache.clean_maps(older_than_s=60) == maps.bytes
+    assert [entry.what for entry in made.cache.entries()] == ["embeddings"]

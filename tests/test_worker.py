@@ -19,9 +19,10 @@ import numpy as np
 import pytest
 import sqlalchemy as sa
 import torch
-from safetensors.numpy import save
+from safetensors.numpy import save, save_file
 
 from tomoprobe.benchmark import evaluate, predictions, probes, splits
+from tomoprobe.benchmark.cache import MAPS
 from tomoprobe.benchmark.errors import (
     DataError,
     EncoderError,
@@ -49,7 +50,7 @@ from tomoprobe.submissions.faults import explain
 from tomoprobe.submissions.job_log import MAX_BYTES, MAX_LINES, JobLog, clean
 from tomoprobe.submissions.load import load
 from tomoprobe.submissions.units import Bench, Facts
-from tomoprobe.submissions.worker import TRIES, Terms, work
+from tomoprobe.submissions.worker import KEEP_MAPS_S, TRIES, Terms, work
 
 from . import jobs, toy
 from .test_cli import typed
@@ -241,6 +242,31 @@ def test_features_that_were_evicted_are_extracted_again(
     assert queue.submission(bench.engine, sent.id).state == "done"
     assert network.starts == starts + 1
     assert db.rows(bench.engine)
+
+
+def test_maps_go_with_the_last_job_of_their_submission_or_after_a_day(
+    bench: Bench, identity: Identity
+):
+    sent = jobs.submit(bench.engine, identity)
+    ours, others, old = (maps_of(bench, name) for name in (sent.name, "others", "forgotten"))
+    os.utime(old, (0, time.time() - KEEP_MAPS_S - 60))
+    for kind in ("check", "extract"):
+        work(bench, replace(TERMS, kinds=(kind,)), once=True)
+    assert (ours.exists(), others.exists(), old.exists()) == (True, True, False)
+    work(bench, TERMS, once=True)
+    assert queue.submission(bench.engine, sent.id).state == "done"
+    assert (ours.exists(), others.exists()) == (False, True)
+    assert {entry.what for entry in bench.cache.entries() if entry.model == sent.name} == {
+        "embeddings"
+    }
+
+
+def maps_of(bench: Bench, model: str) -> Path:
+    """One file of maps, as a dense protocol leaves it."""
+    file = bench.cache.folder / MAPS / model / "case.safetensors"
+    file.parent.mkdir(parents=True)
+    save_file({"level_0": np.zeros((1, 2, 2, 2), np.float32)}, file, {"model": model})
+    return file
 
 
 def test_rows_and_the_end_of_a_job_are_one_transaction(
