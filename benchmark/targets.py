@@ -64,7 +64,7 @@ class Suspects:
     lesions: tuple[Lesion, ...]
     """All there are, also those that no place hits."""
     places: tuple[Triple, ...]
-    """Scanner mm, RAS+, in any order."""
+    """Scanner mm, RAS+."""
 
 
 @dataclass(frozen=True)

@@ -168,8 +168,8 @@ def _covering(
         )
         return {(task, probe) for task, probe in connection.execute(query.distinct())}
 
-    complete = RESULTS.c.subset.is_(False)
-    operators = stored(complete, RESULTS.c.origin == "local", RESULTS.c.unsafe.is_(False))
+    complete = sa.and_(RESULTS.c.subset.is_(False), RESULTS.c.unsafe.is_(False))
+    operators = stored(complete, RESULTS.c.origin == "local")
     hidden = sha in withheld(connection, now).models
     if not hidden and asked <= operators:
         return True

@@ -304,7 +304,8 @@ def _target(task: Task, case: Case) -> Target:
             and all(map(_is_lesion, target.lesions))
             and all(len(place) == 3 and all(map(math.isfinite, place)) for place in target.places)
         ):
-            return target
+            places = tuple((float(x), float(y), float(z)) for x, y, z in target.places)
+            return replace(target, places=places)
     else:
         expected = "a FollowUp of more than 0 finite years"
         if isinstance(target, FollowUp) and math.isfinite(target.years) and target.years > 0:

@@ -128,6 +128,50 @@ def test_what_cannot_be_told_apart_is_said(run) -> None:
         run(changed("train", right))
 
 
+def test_refits_tell_right_from_wrong_marks_where_most_images_have_but_right_ones(run) -> None:
+    """A draw without a wrong mark would give NaN for scores."""
+    first = next(case.id for case in cases() if case.split == "train")
+
+    def right_alone(case: Case) -> Case:
+        if case.split != "train" or case.id == first:
+            return case
+        lesions = of(case).lesions
+        return replace(case, target=Suspects(lesions, tuple(one.center for one in lesions)))
+
+    table = run([right_alone(case) for case in cases()])
+    assert set(table["refit"]) == {predictions.HEADLINE, 0, 1, 2}
+    assert all(np.isfinite(scores).all() for scores in table["scores"])
+
+
+def test_a_mark_outside_of_the_image_is_read_at_its_border(run) -> None:
+    last = cases()[-1]
+    outside = [(30.0, 0.0, 0.0), (500.0, 0.0, 0.0)]
+    made = [*cases()[:-1], replace(last, target=Suspects(of(last).lesions, tuple(outside)))]
+    near, far = headline(run(made)).loc[last.id, "scores"]
+    assert near == pytest.approx(far)
+
+
+def test_progress_ends_at_its_total(tmp_path: Path) -> None:
+    told: list[tuple[int, int]] = []
+    task = study_score_candidates.task()
+    opened, _ = tasks.open_cases(task, None, subset=True)
+    study = probes.get("score_candidates")
+    assert isinstance(study, Study)
+    setting = Setting(CARD, opened, oracle(), FeatureCache(tmp_path), identify(task, opened))
+    study.run(replace(setting, progress=lambda done, total: told.append((done, total))))
+    assert [done for done, _ in told] == list(range(1, 41))
+    assert {total for _, total in told} == {40}
+
+
+def test_places_may_be_rows_of_an_array(run) -> None:
+    last = cases()[-1]
+    target = Suspects(of(last).lesions, np.array(of(last).places, np.float32))  # type: ignore[arg-type]
+    table = headline(run([*cases()[:-1], replace(last, target=target)]))
+    assert table.loc[last.id, "scores"] == pytest.approx(
+        headline(run(cases())).loc[last.id, "scores"], rel=1e-3
+    )
+
+
 @pytest.mark.parametrize(
     "target",
     [

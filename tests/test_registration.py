@@ -178,8 +178,12 @@ def test_levels_coarser_than_the_search_are_left_out_unless_there_is_no_finer_on
 
     np.testing.assert_array_equal(of(fine, twice, coarse), of(fine, twice))
     assert of(fine, twice).shape != of(fine).shape
-    np.testing.assert_array_equal(of(coarse, noise(6, 1, 3)), of(coarse))
-    assert of(noise(6, 2, 4)).any()
+    four = noise(6, 2, 3)
+    assert of(four).any()
+    np.testing.assert_array_equal(of(four, coarse), of(four))
+    assert of(four, noise(6, 2, 4)).shape[0] > of(four).shape[0], "none of two alike"
+    np.testing.assert_array_equal(of(four, fine * 0 + 3), of(four, four * 0))
+    assert of(fine * 0 + 3, four).any(), "a constant map is no finer one"
 
 
 def test_descriptors_do_not_depend_on_what_is_not_seen() -> None:

@@ -183,13 +183,14 @@ def _wait(images: Sequence[Judged]) -> float:
     return float(np.mean(waits))
 
 
-def draws(patient: np.ndarray, there: np.ndarray, seed: int) -> list[np.ndarray]:
+def draws(patient: np.ndarray, needed: Sequence[np.ndarray], seed: int) -> list[np.ndarray]:
     """How often each training case counts in each refit.
 
     Args:
         patient: (N,) of the cases.
-        there: (N,) bool: whether a case has what is learnt; in every draw one has.
+        needed: (N,) bool each: cases of which every draw has to hold one, as there would be
+            nothing to tell apart.
         seed: of the draws.
     """
     drawn = resampled_patients(patient, seed, 100 * REFITS)
-    return [counts for counts in drawn if counts[there].any()][:REFITS]
+    return [counts for counts in drawn if all(counts[one].any() for one in needed)][:REFITS]

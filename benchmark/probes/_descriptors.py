@@ -48,13 +48,12 @@ def shared(fixed: Pyramid, moving: Pyramid, seen: np.ndarray) -> tuple[np.ndarra
             f"The lattices {fixed.lattice.shape} and {moving.lattice.shape} differ. Resample the "
             "moving image onto the voxels of the fixed one first."
         )
-    pairs = [
-        (one, other)
-        for one, other in zip(fixed.levels, moving.levels, strict=True)
-        if one is _finest(fixed) or one.mm <= COARSE * max(fixed.lattice.spacing) * (1 + 1e-6)
-    ]
-    most = max(1, CHANNELS // len(pairs))
     shape = fixed.lattice.shape
+    every = list(zip(fixed.levels, moving.levels, strict=True))
+    finest = min((one.mm for one, other in every if _varies(one) or _varies(other)), default=0.0)
+    limit = max(COARSE * max(fixed.lattice.spacing), finest) * (1 + 1e-6)
+    pairs = [(one, other) for one, other in every if one.mm <= limit]
+    most = max(1, CHANNELS // max(1, len(pairs)))
     levels: list[tuple[np.ndarray, np.ndarray]] = []
     for one, other in pairs:
         known = _blocks(seen, one.factor).ravel()
@@ -71,9 +70,9 @@ def shared(fixed: Pyramid, moving: Pyramid, seen: np.ndarray) -> tuple[np.ndarra
     return np.concatenate([a for a, _ in scaled]), np.concatenate([b for _, b in scaled])
 
 
-def _finest(pyramid: Pyramid) -> Level:
-    """Of the smallest voxels, and of several such the first."""
-    return min(pyramid.levels, key=lambda level: level.mm)
+def _varies(level: Level) -> bool:
+    """Whether any channel does."""
+    return bool(np.ptp(level.values.reshape(len(level.values), -1), axis=1).any())
 
 
 def _blocks(seen: np.ndarray, factor: int) -> np.ndarray:

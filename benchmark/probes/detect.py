@@ -140,8 +140,8 @@ class _Work:
         fits = [(HEADLINE, heat.one(chosen))]
         patient = np.array([self.setting.cases[row].patient for row in train])
         there = np.array([bool(self.lesions(row)) for row in train])
-        again = draws(patient, there, self.setting.seed + trial.repeat)
-        for refit, counts in enumerate(again):
+        drawn = draws(patient, [there], self.setting.seed + trial.repeat)
+        for refit, counts in enumerate(drawn):
             again = fit(parts, np.tile(counts, 2), components, PENALTIES[[chosen]])
             fits.append((refit, again))
         rows = []

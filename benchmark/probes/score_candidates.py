@@ -27,7 +27,7 @@ from ..types import Answer, Kind
 from ._candidates import Judged, draws, hits, soonest
 from ._components import Components
 from ._heat import PENALTIES, POINTS_IN_ALL, Heat, Sample, fit
-from ._segmentation import Ticks, all_cases
+from ._segmentation import Ticks
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -69,7 +69,7 @@ class ScoreCandidates:
         card, cases = setting.card, setting.cases
         plans = [with_val(trial, card, cases) for trial in trials(card, cases, repeats=1)]
         learnt = sorted({int(row) for trial in plans for row in trial.rows("train")})
-        tick = Ticks(setting, len(learnt) + sum(map(all_cases, plans)))
+        tick = Ticks(setting, len(learnt) + sum(len(t.rows("val", "test")) for t in plans))
         work = _Work(setting, Pyramids(setting), {}, tick)
         rows = []
         with threadpool_limits(1, user_api="blas"):  # two threads round sums in another order
@@ -104,10 +104,7 @@ class _Work:
         return hits(self.places(row), lesions, [one.diameter_mm / 2 for one in lesions])
 
     def learn(self, rows: Sequence[int]) -> None:
-        """Read the maps at marks of these cases: at the right ones, and as many others as fit.
-
-        Which are left out depends on the task and the case alone.
-        """
+        """Read the maps at marks of these cases: at the right ones, and as many others as fit."""
         card = self.setting.card
         most = max(1, POINTS_IN_ALL // max(1, len(rows)))
         for row in rows:
@@ -116,7 +113,7 @@ class _Work:
             seed = int(position(card.name, card.data_version, "marks", case.id) * 2**53)
             order = np.random.default_rng(seed).permutation(len(label))
             kept = np.sort(order[np.argsort(-label[order], kind="stable")][:most])
-            index = pyramid.lattice.index_of(self.places(row)[kept])
+            index = self._index(row, pyramid)[kept]
             self.samples[row] = Sample(pyramid.lattice, index, label[kept], pyramid.at(index))
             self.tick()
 
@@ -124,11 +121,12 @@ class _Work:
         """Fit on train, choose on val, score on test: one row per test case and fit."""
         train = [int(row) for row in trial.rows("train")]
         parts = [self.samples[row] for row in train]
-        right = np.array([int(part.label.sum()) for part in parts])
-        if not right.sum() or right.sum() == sum(len(part.label) for part in parts):
+        right = np.array([part.label.any() for part in parts])
+        wrong = np.array([not part.label.all() for part in parts])
+        if not (right.any() and wrong.any()):
             raise ProbeError(
                 f"The training cases of task '{self.setting.card.name}' have no "
-                f"{'wrong' if right.sum() else 'right'} mark, so there is nothing to tell apart. "
+                f"{'wrong' if right.any() else 'right'} mark, so there is nothing to tell apart. "
                 "Use a larger part of the data set."
             )
         components = [
@@ -139,13 +137,13 @@ class _Work:
         chosen = self._choose(heat, [int(row) for row in trial.rows("val")])
         fits = [(HEADLINE, heat.one(chosen))]
         patient = np.array([self.setting.cases[row].patient for row in train])
-        again = draws(patient, right > 0, self.setting.seed + trial.repeat)
-        for refit, counts in enumerate(again):
+        drawn = draws(patient, [right, wrong], self.setting.seed + trial.repeat)
+        for refit, counts in enumerate(drawn):
             fits.append((refit, fit(parts, counts, components, PENALTIES[[chosen]])))
         rows = []
         for row in trial.rows("test"):
             case, pyramid, places = self.setting.cases[row], self._pyramid(row), self.places(row)
-            index = pyramid.lattice.index_of(places)
+            index = self._index(row, pyramid)
             rows += [
                 {
                     "repeat": trial.repeat,
@@ -165,6 +163,11 @@ class _Work:
             self.tick()
         return rows
 
+    def _index(self, row: int, pyramid: Pyramid) -> np.ndarray:
+        """(M, 3) of the marks on the lattice; one outside of it is read at its border."""
+        index = pyramid.lattice.index_of(self.places(row))
+        return np.clip(index, 0, np.array(pyramid.lattice.shape) - 1)
+
     def _pyramid(self, row: int) -> Pyramid:
         pyramid = self.pyramids.of(row)
         if not pyramid.levels:
@@ -179,7 +182,7 @@ class _Work:
         tested: list[list[Judged]] = [[] for _ in PENALTIES]
         for row in rows:
             pyramid, found = self._pyramid(row), self.found(row)
-            scores = heat.at(pyramid, pyramid.lattice.index_of(self.places(row)))
+            scores = heat.at(pyramid, self._index(row, pyramid))
             for images, score in zip(tested, scores, strict=True):
                 images.append(Judged(score, found, len(self.suspects(row).lesions)))
             self.tick()
