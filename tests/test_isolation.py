@@ -4,6 +4,7 @@ import errno
 import importlib.util
 import json
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -358,6 +359,13 @@ def test_a_network_without_measure_gets_no_memory_and_a_reason(
         encoder.embed(numbered(5))
 
 
+def kill(encoder: IsolatedEncoder) -> None:
+    """The child, and wait for its own child, which answers and dies of that a moment later."""
+    assert encoder._child is not None
+    encoder._child._process.kill()
+    assert select.select([encoder._child._out], [], [], 30)[0], "the pipe ends"
+
+
 def test_a_child_that_is_killed_once_is_asked_again_with_the_whole_batch(
     manifest: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -367,8 +375,7 @@ def test_a_child_that_is_killed_once_is_asked_again_with_the_whole_batch(
     def killed_first(self: IsolatedEncoder, kind: int, x: np.ndarray) -> list[np.ndarray]:
         asked.append(len(x))
         if len(asked) == 1:
-            assert self._child is not None
-            self._child._process.kill()
+            kill(self)
         return ask(self, kind, x)
 
     x = torch.rand(4, 1, 8, 8, 8)
@@ -381,8 +388,7 @@ def test_a_child_that_is_killed_once_is_asked_again_with_the_whole_batch(
 
 def test_a_child_that_ends_at_its_buffers_is_told_by_whose_fault(manifest: Path) -> None:
     with isolated(manifest, "cpu") as encoder:
-        assert encoder._child is not None
-        encoder._child._process.kill()
+        kill(encoder)
         with pytest.raises(IsolationError, match="was killed while telling its buffers") as killed:
             encoder.buffers()
         assert explain(killed.value, "extract").fault == "platform"

@@ -68,11 +68,13 @@ TINY = Preset(
     # maps are worse, and a field of view of 44 x 60 x 48 mm fits one at 1 mm [D].
     shape=(48, 64, 48),
     readout="relu",
-    steps=2000,
+    # [D]: of longer training the maps become worse on training patients: after 2000 steps at 1e-3
+    # registration is at 0.57 instead of 0.69 and linear segmentation at 0.63 instead of 0.66.
+    steps=300,
     # [D]: of one pair the coarsest layer has 16 voxels for its batch norm, and 100 such steps do
     # not lead below the loss of a constant embedding (5.53, held out); 100 of four pairs do (5.37).
     batch=4,
-    learning_rate=1e-3,  # [D]: the authors' rate is for 300 times as many steps
+    learning_rate=2e-3,  # [D]: the authors' rate is for 2000 times as many steps
     weight_decay=(1e-5, 1e-5),
     warmup=50,  # [D]
     schedule="linear",
@@ -87,8 +89,8 @@ TINY = Preset(
         # of 0.69 (random weights: 0.66 and 0.63).
         "mirror": True,
     },
-    note="An hour on one core, at half the width and a quarter of the resolution; not the paper's "
-    "weights.",
+    note="Ten minutes on one core, at half the width and a quarter of the resolution; not the "
+    "paper's weights.",
 )
 
 
