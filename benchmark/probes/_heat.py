@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..errors import EncoderError
 from ..newton import primal_path
 from ._components import Components, affine_field
 
@@ -72,6 +73,20 @@ class Heat:
         for level, (weight, offset) in zip(pyramid.at(index), self.levels, strict=True):
             out += level @ weight.T + offset
         return out.T
+
+
+def with_maps(encoder: str, pyramid: Pyramid) -> Pyramid:
+    """The same.
+
+    Raises:
+        EncoderError: it has no levels.
+    """
+    if not pyramid.levels:
+        raise EncoderError(
+            f"Encoder '{encoder}' has no maps, and places are told apart by them. Add strides to "
+            "its card and a method maps(), or leave this protocol out."
+        )
+    return pyramid
 
 
 def _place(index: np.ndarray, shape: Sequence[int]) -> np.ndarray:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..errors import EncoderError, ProbeError
+from ..errors import ProbeError
 from ..predictions import HEADLINE
 from ..splits import position
 from ..studies import Setting, Trial, trials, with_val
@@ -29,7 +29,7 @@ from ..targets import Lesion
 from ..types import Answer, Kind
 from ._candidates import Judged, distances, draws, hit_mm, peaks, sampled, soonest
 from ._components import Components
-from ._heat import PENALTIES, POINTS_IN_ALL, Heat, Sample, fit
+from ._heat import PENALTIES, POINTS_IN_ALL, Heat, Sample, fit, with_maps
 from ._segmentation import Ticks, all_cases
 
 if TYPE_CHECKING:
@@ -169,13 +169,7 @@ class _Work:
         return rows
 
     def _pyramid(self, row: int) -> Pyramid:
-        pyramid = self.pyramids.of(row)
-        if not pyramid.levels:
-            raise EncoderError(
-                f"Encoder '{self.setting.encoder.card.name}' has no maps, and localisation needs "
-                "them. Add strides to its card and a method maps(), or leave this protocol out."
-            )
-        return pyramid
+        return with_maps(self.setting.encoder.card.name, self.pyramids.of(row))
 
     def _hard(self, row: int, heat: Heat, apart_mm: float) -> Sample:
         """The best candidates of a training image that are wrong."""

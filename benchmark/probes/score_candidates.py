@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..errors import EncoderError, ProbeError
+from ..errors import ProbeError
 from ..predictions import HEADLINE
 from ..splits import position
 from ..studies import Setting, Trial, trials, with_val
@@ -26,7 +26,7 @@ from ..targets import Suspects
 from ..types import Answer, Kind
 from ._candidates import Judged, draws, hits, soonest
 from ._components import Components
-from ._heat import PENALTIES, POINTS_IN_ALL, Heat, Sample, fit
+from ._heat import PENALTIES, POINTS_IN_ALL, Heat, Sample, fit, with_maps
 from ._segmentation import Ticks
 
 if TYPE_CHECKING:
@@ -169,13 +169,7 @@ class _Work:
         return np.clip(index, 0, np.array(pyramid.lattice.shape) - 1)
 
     def _pyramid(self, row: int) -> Pyramid:
-        pyramid = self.pyramids.of(row)
-        if not pyramid.levels:
-            raise EncoderError(
-                f"Encoder '{self.setting.encoder.card.name}' has no maps, and marks are judged by "
-                "them. Add strides to its card and a method maps(), or leave this protocol out."
-            )
-        return pyramid
+        return with_maps(self.setting.encoder.card.name, self.pyramids.of(row))
 
     def _choose(self, heat: Heat, rows: Sequence[int]) -> int:
         """The penalty at which the lesions of val are found after the fewest false marks."""
