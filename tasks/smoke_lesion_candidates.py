@@ -9,12 +9,14 @@ License: of the ICBM152 template; made on this machine, nothing is downloaded.
 """
 
 import math
+from dataclasses import replace
 from functools import cache
 
 from ..benchmark.splits import position
 from ..benchmark.targets import Suspects
-from ..benchmark.types import TaskCard, Triple
-from ._smoke import ANATOMY, CITATION, COUNTS, LICENSE, NOTE, SOURCE, Row, cohort, task
+from ..benchmark.types import Triple
+from ._smoke import Row, cohort, task
+from .smoke_lesion_detection import CARD as DETECTION
 from .smoke_lesion_detection import lesions
 
 MARKS = 10
@@ -23,23 +25,11 @@ MARKS = 10
 APART_MM = 20.0
 """From the lesion's center to any other mark; no lesion has a radius above 7.5 mm."""
 
-CARD = TaskCard(
+CARD = replace(
+    DETECTION,
     name="smoke_lesion_candidates",
-    version=1,
     title="Simulated white-matter lesion among ten marked places",
     kind="candidates",
-    modality="MR",
-    anatomy=ANATOMY,
-    metric="cpm",
-    license=LICENSE,
-    source=SOURCE,
-    citation=CITATION,
-    counts=COUNTS,
-    lattice_mm=(4.0, 4.0, 4.0),
-    forward_voxels=2**27,  # sixteen times the image at 1 mm
-    data_set="smoke",
-    note=NOTE + " Half of the test patients have no lesion, and count for the false alarms.",
-    evidence=False,
 )
 
 
