@@ -7,9 +7,9 @@ python docs/table_of_ten.py ten.db
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache, cached_property
-from itertools import combinations
+from itertools import combinations, product
 from math import erfc, sqrt
 from pathlib import Path
 from typing import NamedTuple
@@ -24,6 +24,8 @@ from tomoprobe.tasks import suites
 
 SYSTEMS = ("anatomix", "braindino", "coralbay", "cspr", "vismae")
 FLOORS = ("intensity", "texture", "radiomics", "patches", "mind", "nothing")
+DRAWS = ("", "_1")
+"""What follows on ``random_SYSTEM`` in the names of its copies with seeds 0 and 1."""
 LARGER = 40
 """Test patients of a task from which on it can tell encoders apart; the others here have 20."""
 
@@ -43,6 +45,22 @@ class Question(NamedTuple):
         """Of the column."""
         shots = f", K = {self.shots}" if self.shots else ""
         return f"{self.task}<br>{self.probe}, {self.metric}{shots}"
+
+
+LINEAR = tuple(
+    Question(task, "linear", "auroc" if "sex" in task or "mnist" in task else "mae")
+    for task in suites.get("core")
+)
+DENSE = (
+    Question("msd_hippocampus", "segment_linear", "dice"),
+    Question("sarcoma_ct_tumour", "segment_linear", "dice"),
+    Question("sarcoma_mr_tumour", "segment_linear", "dice"),
+    Question("msd_hippocampus_pairs", "register", "warped_dice"),
+    Question("sarcoma_ct_mr", "register", "warped_dice"),
+    Question("sarcoma_ct_tumour_detection", "detect", "cpm"),
+    Question("sarcoma_mr_tumour_detection", "detect", "cpm"),
+)
+FEW_SHOT = Question("adrenal_mnist3d", "few_shot", "auroc", 20)
 
 
 class Column:
@@ -66,16 +84,21 @@ class Column:
     def scale(self) -> float:
         """Normalised units per unit of the metric.
 
-        AUROC: 0 is chance and 1 is perfect. MAE: 0 is the best constant and 1 is no error. Dice is
-        taken as it is.
+        AUROC: 0 is chance and 1 is perfect. MAE: 0 is the best constant and 1 is no error. Dice and
+        CPM are taken as they are.
         """
         if self.question.metric == "auroc":
             return 2.0
-        if self.question.metric in ("dice", "warped_dice"):
+        if self.question.metric in ("dice", "warped_dice", "cpm"):
             return 1.0
         table = headline_of(next(iter(self.stored.values()))[0])
         target = table.drop_duplicates("case")["target"].to_numpy()
         return -1 / float(np.abs(target - np.median(target)).mean())
+
+    @property
+    def n_test(self) -> int:
+        """Test patients or pairs."""
+        return next(iter(self.rows.values())).n_test
 
     def normalised(self, model: str) -> float:
         """The score of a model between nothing (0) and everything (1)."""
@@ -132,29 +155,46 @@ class Mean(NamedTuple):
 
     def __str__(self) -> str:
         half = Z95 * self.error
-        return f"{self.delta:+.3f} [{self.delta - half:+.3f}, {self.delta + half:+.3f}]"
+        text = f"{self.delta:+.3f} [{self.delta - half:+.3f}, {self.delta + half:+.3f}]"
+        return f"**{text}**" if abs(self.delta) > half else text
 
 
-def mean_difference(columns: list[Column], model: str, reference: str) -> Mean:
-    """Over tasks, whose errors go together as far as their test patients make them."""
-    deltas, errors = [], []
-    for column in columns:
+def mean_difference(
+    columns: Sequence[Column], model: str, references: Sequence[str], draws: float = 0.0
+) -> Mean:
+    """Over tasks and references, whose errors go together as far as the test patients make them.
+
+    Args:
+        columns: the tasks.
+        model: which.
+        references: other models, of which the mean is taken: the draws of one random copy.
+        draws: variance of the mean over the tasks from one such draw to the next.
+    """
+    deltas, errors, pulls = [], [], []
+    for column, reference in product(columns, references):
         found, scale = column.against(reference)[model], column.scale
         deltas.append(found.delta * scale)
         errors.append(abs(scale) * (found.high - found.low) / 2 / Z95)
-    pulls = [column.pull(model, reference) for column in columns]
+        pulls.append(column.pull(model, reference))
     variance = sum(error**2 for error in errors)
     for (a, one), (b, other) in combinations(zip(errors, pulls, strict=True), 2):
         # one below 0 is not believed: of 20 patients it is known to within 0.2
         variance += 2 * a * b * max(0.0, correlation(one, other))
-    return Mean(float(np.mean(deltas)), sqrt(variance) / len(columns))
+    return Mean(float(np.mean(deltas)), sqrt(variance / len(deltas) ** 2 + draws / len(references)))
 
 
-def cell(found: Difference, scale: float) -> str:
-    """In normalised units, higher is better; bold where the interval leaves out 0."""
-    ends = sorted((found.low * scale, found.high * scale))
-    text = f"{found.delta * scale:+.3f} [{ends[0]:+.3f}, {ends[1]:+.3f}]"
-    return f"**{text}**" if ends[0] > 0 or ends[1] < 0 else text
+def variance_of_draws(columns: Sequence[Column]) -> float:
+    """Of the mean normalised score of a random copy from draw to draw, the same for all systems."""
+    scores = [
+        [np.mean([c.normalised(draw) for c in columns]) for draw in draws_of(system)]
+        for system in SYSTEMS
+    ]
+    return float(np.var(scores, axis=1, ddof=1).mean())
+
+
+def draws_of(system: str) -> list[str]:
+    """The random copies of a system's architecture."""
+    return [f"random_{system}{draw}" for draw in DRAWS]
 
 
 def table(header: list[str], lines: list[list[str]]) -> str:
@@ -166,57 +206,54 @@ def table(header: list[str], lines: list[list[str]]) -> str:
 def main(path: Path) -> None:
     """Print the tables."""
     engine = db.connect(f"sqlite:///{path.absolute()}")
-    core = [
-        Column(engine, Question(t, "linear", "auroc" if "sex" in t or "mnist" in t else "mae"))
-        for t in suites.get("core")
-    ]
-    dense = [
-        Column(engine, Question("msd_hippocampus", "segment_linear", "dice")),
-        Column(engine, Question("msd_hippocampus_pairs", "register", "warped_dice")),
-    ]
-    columns = [*core, *dense]
-    larger = [c for c in columns if next(iter(c.rows.values())).n_test >= LARGER]
-    shown = [*columns, Column(engine, Question("adrenal_mnist3d", "few_shot", "auroc", 20))]
-    sizes = [f"{c.question.title} (n={next(iter(c.rows.values())).n_test})" for c in shown]
+    linear, dense = ([Column(engine, q) for q in questions] for questions in (LINEAR, DENSE))
+    columns = [*linear, *dense]
+    larger = [c for c in columns if c.n_test >= LARGER]
+    shown = [*columns, Column(engine, FEW_SHOT)]
     floors = [name for name in FLOORS if any(name in c.rows for c in columns)]
-    models = [f"{s}_tiny" for s in SYSTEMS] + [f"random_{s}" for s in SYSTEMS] + floors
+    models = [*(f"{s}_tiny" for s in SYSTEMS), *floors]
+    models += [draw for system in SYSTEMS for draw in draws_of(system)]
+    groups = {"all": columns, f"n >= {LARGER}": larger, "linear": linear, "dense": dense}
 
-    def mean(model: str, over: list[Column]) -> str:
+    def mean(model: str, over: Sequence[Column]) -> str:
         scores = [c.normalised(model) for c in over if model in c.rows]
         return f"{np.mean(scores):.3f}" if len(scores) == len(over) else "-"
 
-    def shown_in(column: Column, model: str) -> str:
+    def score(column: Column, model: str) -> str:
         row = column.rows.get(model)
         return "-" if row is None else f"{row.score:.3g} [{row.low:.3g}, {row.high:.3g}]"
 
     lines = [
-        [m, *(mean(m, over) for over in (columns, larger, core, dense))]
-        + [shown_in(column, m) for column in shown]
+        [m, *(mean(m, over) for over in groups.values()), *(score(c, m) for c in shown)]
         for m in models
     ]
     lines.sort(key=lambda line: -1.0 if line[1] == "-" else float(line[1]), reverse=True)
-    named = [f"mean of {len(columns)}", f"of {len(larger)}, n >= {LARGER}"]
-    header = ["model", *named, f"of {len(core)}, linear", f"of {len(dense)}, dense"]
-    print(table(header + sizes, lines), end="\n\n")  # noqa: T201
-    means = [mean_difference(columns, f"{s}_tiny", f"random_{s}") for s in SYSTEMS]
-    adjusted = holm([found.p for found in means])
-    lines = []
-    for system, found, p in zip(SYSTEMS, means, adjusted, strict=True):
-        of_larger = mean_difference(larger, f"{system}_tiny", f"random_{system}")
-        pairs = [c.against(f"random_{system}")[f"{system}_tiny"] for c in shown]
-        cells = [cell(d, c.scale) for d, c in zip(pairs, shown, strict=True)]
-        lines.append([system, str(found), f"{p:.3f}", str(of_larger), *cells])
-    header = ["trained - random", named[0], "p (Holm)", named[1]]
-    print(table(header + sizes, lines), end="\n\n")  # noqa: T201
+    means = [f"mean of {len(over)}, {name}" for name, over in groups.items()]
+    titles = [f"{c.question.title} (n={c.n_test})" for c in shown]
+    print(table(["model", *means, *titles], lines), end="\n\n")  # noqa: T201
+
+    asked = [*groups.values(), *([c] for c in shown)]
+    spreads = [variance_of_draws(over) for over in asked]
+    lines, wholes = [], []
+    for system in SYSTEMS:
+        found = [
+            mean_difference(over, f"{system}_tiny", draws_of(system), spread)
+            for over, spread in zip(asked, spreads, strict=True)
+        ]
+        wholes.append(found[0])
+        lines.append([system, *map(str, found)])
+    for line, p in zip(lines, holm([found.p for found in wholes]), strict=True):
+        line.insert(2, f"{p:.3f}")
+    header = [f"trained - mean of {len(DRAWS)} random", means[0], "p (Holm)", *means[1:], *titles]
+    print(table(header, lines), end="\n\n")  # noqa: T201
+
     lines = []
     for system in SYSTEMS:
-        ours = [
-            str(mean_difference(over, f"{system}_tiny", floor))
-            if (over := [c for c in columns if floor in c.rows])
-            else "-"
-            for floor in floors
+        found = [
+            mean_difference([c for c in columns if f in c.rows], f"{system}_tiny", [f])
+            for f in floors
         ]
-        lines.append([system, *ours])
+        lines.append([system, *map(str, found)])
     told = [f"{f} ({sum(f in c.rows for c in columns)} tasks)" for f in floors]
     print(table(["trained - floor, mean", *told], lines))  # noqa: T201
 

@@ -14,6 +14,7 @@ from torch.utils.data import default_collate
 from tomoprobe.submissions import pretraining
 from tomoprobe.submissions.architectures import anatomix as architecture
 from tomoprobe.submissions.baselines import _contrast as contrast
+from tomoprobe.submissions.baselines import _shown as shown
 from tomoprobe.submissions.baselines import anatomix
 from tomoprobe.submissions.load import load
 
@@ -21,7 +22,13 @@ TINIEST = dataclasses.replace(
     anatomix.TINY,
     architecture={"width": 4, "downs": 2},
     shape=(32, 32, 32),
-    options={**anatomix.TINY.options, "grid": (16, 16, 16), "projector_width": 32},
+    options={
+        **anatomix.TINY.options,
+        "grid": (16, 16, 16),
+        "cube": None,
+        "masks": 0.0,
+        "projector_width": 32,
+    },
 )
 
 
@@ -100,7 +107,8 @@ def test_both_views_of_a_layer_are_read_at_one_set_of_voxels_in_six_layers(monke
 
     monkeypatch.setattr(anatomix, "drawn_positions", noted)
     monkeypatch.setattr(anatomix, "features_at", read_at)
-    preset = dataclasses.replace(anatomix.TINY, batch=1)
+    options = {**anatomix.TINY.options, "grid": (32, 32, 32), "cube": None}
+    preset = dataclasses.replace(anatomix.TINY, batch=1, options=options)
     anatomix.PRETEXT.objective(preset).loss(batch_of(preset, 0), 0.0)
     assert [sides[0] for sides, _ in drawn] == [4, 2, 4, 8, 16, 32]
     assert [len(positions) for _, positions in drawn] == [64, 8, 64, 512, 512, 512]
@@ -126,42 +134,70 @@ def test_the_loss_is_the_mean_over_layers_and_samples_of_the_papers_sum(monkeypa
     assert loss.item() == pytest.approx(np.mean([by_definition(*x) for x in seen]), rel=1e-4)
 
 
-@pytest.mark.parametrize("mirror", [False, True])
-def test_the_second_view_is_mirrored_for_the_network_and_read_at_the_same_voxels(
-    monkeypatch, mirror
-):
+@pytest.mark.parametrize("cube", [None, 12])
+def test_the_network_sees_other_cubes_and_both_are_read_at_the_same_voxels(monkeypatch, cube):
     """With the image itself for a map, and one view twice, both are read alike."""
-    shown, read = [], []
+    seen, read = [], []
     features_at = anatomix.features_at
     monkeypatch.setattr(anatomix, "view", lambda dice, labels: labels.float())
-    monkeypatch.setattr(anatomix, "drawn_axes", lambda: (0, 2))
     monkeypatch.setattr(
         anatomix,
         "features_at",
         lambda maps, positions: read.append(maps) or features_at(maps, positions),
     )
-    objective = anatomix.PRETEXT.objective(
-        dataclasses.replace(TINIEST, options={**TINIEST.options, "mirror": mirror})
-    )
+    preset = dataclasses.replace(TINIEST, options={**TINIEST.options, "cube": cube})
+    objective = anatomix.PRETEXT.objective(preset)
 
     def run(images, layers):
-        shown.append(images)
+        seen.append(images)
         widths = {n: anatomix.channels(objective.network, n) for n in layers}
         return {n: images.expand(-1, width, -1, -1, -1) for n, width in widths.items()}
 
     monkeypatch.setattr(objective.network, "run", run)
-    objective.loss(batch_of(TINIEST, 0), 0.0)
-    first, second = shown[0]
-    assert torch.equal(second, first.flip((1, 3)) if mirror else first)
-    assert not torch.equal(first, first.flip((1, 3)))
+    torch.manual_seed(0)
+    objective.loss(batch_of(preset, 0), 0.0)
+    first, second = seen[0]
+    assert first.shape == (1, *[cube or 16] * 3)
+    assert torch.equal(first, second) is (cube is None)
     assert all(torch.equal(*maps) for maps in read)
 
 
-def test_each_axis_is_mirrored_half_of_the_time():
+def test_what_two_cubes_share_lies_as_in_the_label_map_at_every_stride():
+    """The image is the index of each voxel; coarse maps are its means."""
     torch.manual_seed(0)
-    drawn = [anatomix.drawn_axes() for _ in range(400)]
-    for axis in range(3):
-        assert 160 < sum(axis in axes for axes in drawn) < 240
+    index = torch.arange(24.0**3, dtype=torch.float64).reshape(1, 24, 24, 24)
+    sizes = set()
+    for _ in range(30):
+        drawn = shown.Shown.drawn((24, 24, 24), 16, 8)
+        seen = drawn.images(index.expand(2, 2, 1, -1, -1, -1))
+        assert seen.shape == (4, 1, 16, 16, 16)
+        labels = drawn.shared_labels(index)
+        sizes.add(labels.shape)
+        for stride in (1, 2, 4, 8):
+            maps = drawn.shared(torch.nn.functional.avg_pool3d(seen, stride))
+            wanted = torch.nn.functional.avg_pool3d(labels[:, None], stride)
+            assert torch.allclose(maps, wanted.expand_as(maps), rtol=1e-12)
+    assert len(sizes) == 8  # 8 or 16 voxels along each axis
+
+
+def test_every_symmetry_of_the_cube_is_drawn_and_every_place():
+    torch.manual_seed(0)
+    drawn = [shown.Shown.drawn((24, 24, 24), 16, 8) for _ in range(600)]
+    assert len({(one.order, one.flips) for one in drawn}) == 48
+    assert len({start for one in drawn for start in one.starts}) == 8
+
+
+def test_in_some_pairs_one_view_is_a_mask_of_a_few_shapes():
+    options = {**TINIEST.options, "masks": 0.5}
+    objective = anatomix.PRETEXT.objective(dataclasses.replace(TINIEST, options=options))
+    labels, images = objective.pairs(batch_of(TINIEST, *range(40)), torch.device("cpu"))
+    binary = [[set(view.unique().tolist()) <= {0.0, 1.0} for view in pair] for pair in images]
+    assert 10 < sum(map(any, binary)) < 30
+    assert {tuple(pair) for pair in binary} == {(False, False), (False, True), (True, False)}
+    for pair, found, of in zip(images, binary, labels, strict=True):
+        if any(found):
+            assert torch.equal(pair[found.index(True), 0] > 0, of > 0)
+            assert len(of.unique()) <= 4
 
 
 @pytest.mark.slow

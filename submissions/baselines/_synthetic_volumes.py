@@ -75,8 +75,8 @@ class SyntheticVolumes:
 
 def few_shapes(labels: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
     """A label map of a few of its shapes, the rest 0; as it is where it has no shape."""
-    shapes = labels.unique()[1:].numpy()
+    shapes = labels.unique()[1:].cpu().numpy()
     if not len(shapes):
         return labels
     kept = rng.choice(shapes, min(len(shapes), int(rng.integers(1, MOST_ALONE + 1))), replace=False)
-    return labels * torch.isin(labels, torch.from_numpy(kept))
+    return labels * torch.isin(labels, torch.from_numpy(kept).to(labels.device))
