@@ -71,8 +71,8 @@ TINY = Preset(
     # maps are worse, and a field of view of 44 x 60 x 48 mm fits one at 1 mm [D].
     shape=(48, 64, 48),
     readout="relu",
-    # [D]: of longer training the maps become worse on training patients: after 2000 steps at 1e-3
-    # registration is at 0.57 instead of 0.69 and linear segmentation at 0.63 instead of 0.66.
+    # [D]: after 1000 steps maps were better and vectors worse on training patients, in sum level
+    # (docs/baselines.md).
     steps=300,
     # [D]: of one pair the coarsest layer has 16 voxels for its batch norm, and 100 such steps do
     # not lead below the loss of a constant embedding (5.53, held out); 100 of four pairs do (5.37).
