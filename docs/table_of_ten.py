@@ -1,7 +1,6 @@
 """The tables of docs/baselines.md from a database of scores: print them as Markdown.
 
-tomoprobe evaluate --suite core --task msd_hippocampus --task msd_hippocampus_pairs ... --db ten.db
-python docs/table_of_ten.py ten.db
+python docs/table_of_ten.py ten.db  # the commands before it are in docs/baselines.md
 """
 
 from __future__ import annotations
@@ -51,14 +50,14 @@ LINEAR = tuple(
     Question(task, "linear", "auroc" if "sex" in task or "mnist" in task else "mae")
     for task in suites.get("core")
 )
-DENSE = (
-    Question("msd_hippocampus", "segment_linear", "dice"),
-    Question("sarcoma_ct_tumour", "segment_linear", "dice"),
-    Question("sarcoma_mr_tumour", "segment_linear", "dice"),
-    Question("msd_hippocampus_pairs", "register", "warped_dice"),
-    Question("sarcoma_ct_mr", "register", "warped_dice"),
-    Question("sarcoma_ct_tumour_detection", "detect", "cpm"),
-    Question("sarcoma_mr_tumour_detection", "detect", "cpm"),
+DENSE = tuple(
+    Question(task, probe, metric)
+    for suite, probe, metric in (
+        ("dense", "segment_linear", "dice"),
+        ("registration", "register", "warped_dice"),
+        ("detection", "detect", "cpm"),
+    )
+    for task in suites.get(suite)
 )
 FEW_SHOT = Question("adrenal_mnist3d", "few_shot", "auroc", 20)
 

@@ -28,7 +28,8 @@ from tomoprobe.submissions.baselines import _pretraining, _publishing, _training
 from tomoprobe.submissions.baselines._batches import Plan, batches
 from tomoprobe.submissions.baselines._loss_curve import loss_curve
 from tomoprobe.submissions.baselines._optimisation import learning_rate, weight_decay
-from tomoprobe.submissions.baselines._synthetic_volumes import SyntheticVolumes, few_shapes
+from tomoprobe.submissions.baselines._synthesis import few_shapes
+from tomoprobe.submissions.baselines._synthetic_volumes import SyntheticVolumes
 from tomoprobe.submissions.baselines._volumes import axial_slice, volumes
 from tomoprobe.submissions.load import load
 

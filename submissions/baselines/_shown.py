@@ -21,9 +21,9 @@ class Shown:
     """Two boxes of one size, and a symmetry of the cube for the second."""
 
     size: Shape
-    starts: tuple[Shape, Shape]
+    starts: tuple[tuple[int, ...], tuple[int, ...]]
     """First voxels of the boxes."""
-    order: Shape = (0, 1, 2)
+    order: tuple[int, ...] = (0, 1, 2)
     """The axes of the map that become X, Y and Z of the second view."""
     flips: tuple[int, ...] = ()
     """Axes of the second view that are mirrored after that."""
@@ -48,7 +48,7 @@ class Shown:
         )
         flips = tuple(axis for axis in range(3) if torch.rand(()) < 0.5)
         order = tuple(torch.randperm(3).tolist())
-        return cls((side, side, side), (_three(first), _three(second)), _three(order), flips)
+        return cls((side, side, side), (first, second), order, flips)
 
     def images(self, views: Tensor) -> Tensor:
         """What the network sees of views (B, 2, C, X, Y, Z) of the map: (2 B, C, *size)."""
@@ -104,8 +104,3 @@ def _box(images: Tensor, start: Sequence[int], size: Sequence[int]) -> Tensor:
     """A box of the last three axes."""
     x, y, z = (slice(a, a + n) for a, n in zip(start, size, strict=True))
     return images[..., x, y, z]
-
-
-def _three(numbers: Sequence[int]) -> Shape:
-    x, y, z = numbers
-    return x, y, z

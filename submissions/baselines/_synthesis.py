@@ -58,6 +58,9 @@ BLOB_SPACINGS, BLOB_ROUGHNESS = (12, 24, 48), 0.35
 """Voxels between the nodes of their noise, and the largest SD per spacing; ours. The radius is 1,
 so the outlines bulge and dent by about a third."""
 
+MOST_ALONE = 3
+"""Shapes that stand alone, at most; ours."""
+
 
 class Dice:
     """One NumPy generator, and a torch generator on the device that follows from it."""
@@ -235,6 +238,15 @@ def label_map(dice: Dice, shape: Shape, templates: Tensor | None = None) -> Tens
 def shape_count(rng: np.random.Generator) -> int:
     """How many shapes a map has."""
     return int(rng.integers(SHAPES[0], SHAPES[1] + 1))
+
+
+def few_shapes(labels: Tensor, rng: np.random.Generator) -> Tensor:
+    """A label map of a few of its shapes, the rest 0; as it is where it has no shape."""
+    shapes = labels.unique()[1:].cpu().numpy()
+    if not len(shapes):
+        return labels
+    kept = rng.choice(shapes, min(len(shapes), int(rng.integers(1, MOST_ALONE + 1))), replace=False)
+    return labels * torch.isin(labels, torch.from_numpy(kept).to(labels.device))
 
 
 def _centred(shape: Shape, device: torch.device) -> list[Tensor]:

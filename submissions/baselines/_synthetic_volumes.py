@@ -18,11 +18,8 @@ from pydantic import TypeAdapter
 from ...benchmark import intensity, interpolation
 from ...benchmark.types import Intensity, Shape
 from ..manifest_tables import IntensityTable
-from ._synthesis import Dice, label_map
+from ._synthesis import Dice, few_shapes, label_map
 from ._views import view
-
-MOST_ALONE = 3
-"""Shapes that stand alone, at most; ours."""
 
 
 @dataclass(frozen=True)
@@ -71,12 +68,3 @@ class SyntheticVolumes:
         made = label_map(Dice(np.random.default_rng(index)), self.shape).to(torch.uint8)
         with self._lock:
             return self._kept.setdefault(index, made)
-
-
-def few_shapes(labels: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
-    """A label map of a few of its shapes, the rest 0; as it is where it has no shape."""
-    shapes = labels.unique()[1:].cpu().numpy()
-    if not len(shapes):
-        return labels
-    kept = rng.choice(shapes, min(len(shapes), int(rng.integers(1, MOST_ALONE + 1))), replace=False)
-    return labels * torch.isin(labels, torch.from_numpy(kept).to(labels.device))

@@ -30,8 +30,7 @@ from ._contrast import (
 )
 from ._pretraining import Objective, Preset, Source
 from ._shown import Shown
-from ._synthesis import SHAPES, Dice, label_map, shape_count
-from ._synthetic_volumes import few_shapes
+from ._synthesis import SHAPES, Dice, few_shapes, label_map, shape_count
 from ._templates import Templates
 from ._views import view
 
